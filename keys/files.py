@@ -1,0 +1,81 @@
+"""Private files: born unreadable to others, written whole or not at all, checked before use."""
+
+import os
+import stat
+import sys
+import tempfile
+from pathlib import Path
+
+POSIX = sys.platform != "win32"
+
+
+def private_file_fault(path: Path) -> str | None:
+    """Return in words why the secret in `path` must not be used, with the repair, or None.
+
+    On POSIX the file must be a regular file, ours or root's, and closed to group and others: the
+    rule of ssh(1). On Windows the profile directory's access list is what protects it.
+    """
+    try:
+        info = path.stat()
+        with path.open("rb"):
+            pass
+    except FileNotFoundError:
+        return f"{path} does not exist. `catalyst-tunnel init` makes a key."
+    except OSError as exc:
+        return f"{path} cannot be read ({exc.strerror}). Make it readable for this user only."
+    if not stat.S_ISREG(info.st_mode):
+        return f"{path} is not a regular file."
+    if POSIX:
+        if info.st_uid not in (0, os.geteuid()):
+            return f"{path} belongs to another user. chown it to the user who runs the tunnel."
+        if info.st_mode & 0o077:
+            mode = stat.S_IMODE(info.st_mode)
+            return f"{path} is open to other users (mode {mode:04o}). Run: chmod 600 {path}"
+    return None
+
+
+def make_private_directory(path: Path) -> None:
+    """Make `path` and its parents; what is made is closed to other users.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+def write_private(path: Path, content: bytes, *, replace: bool) -> None:
+    """Write `content` to `path` with mode 0600, whole or not at all, and through to the disk.
+
+    Args:
+        path: the file; its directory is made if missing.
+        content: what it shall hold.
+        replace: whether a file that exists may be replaced.
+
+    Raises:
+        FileExistsError: the file exists and `replace` is False; it is left as it was.
+        OSError: it cannot be written; nothing is left behind.
+    """
+    make_private_directory(path.parent)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)  # mode 0600
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        if replace:
+            temporary.replace(path)
+        elif POSIX:
+            path.hardlink_to(temporary)  # atomic, and fails where the name is taken
+            temporary.unlink()
+        else:
+            temporary.rename(path)  # Windows refuses to rename over a file
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    if POSIX:
+        directory = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)

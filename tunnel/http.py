@@ -1,0 +1,210 @@
+"""HTTP/1.1 over any asyncio transport: h11 in the middle, backpressure on both sides.
+
+One class serves both ends, as h11 does: as the server of a local client and as the client of the
+service behind the tunnel. It adds no header and changes none; framing follows RFC 9112.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterable
+from typing import Literal, cast
+
+import h11
+
+READ_AHEAD = 256 << 10  # bytes received and not yet asked for, after which reading pauses
+HEAD_LIMIT = 64 << 10  # bytes of request line or status line, with all header fields
+
+Role = Literal["client", "server"]
+Headers = list[tuple[bytes, bytes]]
+
+# RFC 9110 section 7.6.1, with the older names that its predecessors list.
+_HOP_BY_HOP = frozenset(
+    {
+        b"connection",
+        b"keep-alive",
+        b"proxy-authenticate",
+        b"proxy-authorization",
+        b"proxy-connection",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+    }
+)
+
+
+class ConnectionGoneError(Exception):
+    """The other side is gone; `cleanly` tells an orderly end between messages from a break."""
+
+
+class HttpConnection(asyncio.Protocol):
+    """One HTTP/1.1 connection: events out of what is received, bytes out of events."""
+
+    def __init__(self, role: Role) -> None:
+        self._role = h11.SERVER if role == "server" else h11.CLIENT
+        self._loop = asyncio.get_running_loop()
+        self._wake: asyncio.Future[None] | None = None
+        self._drained: asyncio.Future[None] | None = None
+        self._unread = 0
+        self._reading_paused = False
+        self._lost = False
+        self._eof = False
+        self.transport: asyncio.Transport | None = None
+        self.state = h11.Connection(self._role, max_incomplete_event_size=HEAD_LIMIT)
+        self.written = 0
+        """Bytes of the current message that were handed to the transport."""
+        self.on_gone: Callable[[], None] | None = None
+        """Called once when the other side has ended its half or the connection is lost."""
+        self.on_closed: Callable[[], None] | None = None
+        """Called once when the connection is no more."""
+
+    # asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        self.state.receive_data(data)
+        self._unread += len(data)
+        if self._unread > READ_AHEAD and not self._reading_paused and self.transport:
+            self._reading_paused = True
+            self.transport.pause_reading()
+        self._wake_up()
+
+    def eof_received(self) -> bool:
+        if not self._eof:
+            self._eof = True
+            self.state.receive_data(b"")
+            self._gone()
+        return True  # our own half may still have an answer to deliver
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._lost = True
+        if not self._eof:
+            self._eof = True
+            self._gone()
+        if self._drained is not None and not self._drained.done():
+            self._drained.set_exception(ConnectionGoneError())
+        if self.on_closed is not None:
+            self.on_closed()
+
+    def pause_writing(self) -> None:
+        if self._drained is None:
+            self._drained = self._loop.create_future()
+
+    def resume_writing(self) -> None:
+        if self._drained is not None and not self._drained.done():
+            self._drained.set_result(None)
+        self._drained = None
+
+    def _gone(self) -> None:
+        self._wake_up()
+        if self.on_gone is not None:
+            self.on_gone()
+
+    def _wake_up(self) -> None:
+        if self._wake is not None and not self._wake.done():
+            self._wake.set_result(None)
+
+    # Messages
+
+    @property
+    def ended(self) -> bool:
+        """Whether the other side has ended its half."""
+        return self._eof
+
+    @property
+    def spoilt(self) -> bool:
+        """Whether an idle connection is of no more use: ended, or spoken on out of turn."""
+        return self._eof or bool(self.state.trailing_data[0])
+
+    @property
+    def reusable(self) -> bool:
+        """Whether the message exchange is complete and another may follow."""
+        return (
+            not self._eof
+            and self.state.our_state is h11.DONE
+            and self.state.their_state is h11.DONE
+        )
+
+    async def receive(self) -> h11.Event:
+        """Return the next event of the other side.
+
+        Raises:
+            h11.RemoteProtocolError: the other side breaks HTTP/1.1, an early end included.
+            ConnectionGoneError: the connection was lost.
+        """
+        while True:
+            event = self.state.next_event()
+            if event is h11.NEED_DATA:
+                if self._lost:
+                    raise ConnectionGoneError
+                self._unread = 0
+                self._wake = self._loop.create_future()
+                if self._reading_paused and self.transport:
+                    self._reading_paused = False
+                    self.transport.resume_reading()  # may call data_received before it returns
+                await self._wake
+                continue
+            if event is h11.PAUSED or isinstance(event, h11.ConnectionClosed):
+                raise ConnectionGoneError
+            return cast(h11.Event, event)
+
+    def write(self, *events: h11.Event) -> None:
+        """Send `events` without waiting for the transport to take them.
+
+        Raises:
+            ConnectionGoneError: the connection was lost.
+            h11.LocalProtocolError: they do not fit the state of the exchange.
+        """
+        data = b"".join(self.state.send(event) or b"" for event in events)
+        if self._lost or self.transport is None or self.transport.is_closing():
+            raise ConnectionGoneError
+        self.written += len(data)
+        if data:
+            self.transport.write(data)
+
+    async def drain(self) -> None:
+        """Wait until the transport takes more.
+
+        Raises:
+            ConnectionGoneError: the connection was lost.
+        """
+        if self._drained is not None:
+            await asyncio.shield(self._drained)
+
+    def next_message(self) -> None:
+        """Begin the next exchange on a `reusable` connection."""
+        self.state.start_next_cycle()
+        self.written = 0
+        self._unread = 0
+
+    def close(self) -> None:
+        """Close in order: what was written is still delivered."""
+        if self.transport is not None:
+            self.transport.close()
+
+    def abort(self) -> None:
+        """Close at once, so that the other side sees a break and not an end."""
+        if self.transport is not None:
+            self.transport.abort()
+
+
+def end_to_end(headers: Iterable[tuple[bytes, bytes]]) -> Headers:
+    """Return `headers` without those that belong to one hop, and those that Connection names.
+
+    RFC 9110 section 7.6.1. Order, duplicates and letter case stay.
+    """
+    pairs = list(headers)
+    named = {
+        token.strip().lower()
+        for name, value in pairs
+        if name.lower() == b"connection"
+        for token in value.split(b",")
+    }
+    drop = _HOP_BY_HOP | named
+    return [(name, value) for name, value in pairs if name.lower() not in drop]
+
+
+def header(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> bytes:
+    """Return the first value of `name` (lower case), or b""."""
+    return next((value for key, value in headers if key.lower() == name), b"")

@@ -1,0 +1,219 @@
+"""The link: one SSH connection to the droplet, kept up for as long as the process lives.
+
+`run` dials, watches and dials again; `ready` waits until it is up. What to do when is in the
+table of `lifecycle`, how long to wait in `backoff`; this file is the loop around them.
+"""
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol
+
+from .backoff import Backoff
+from .channels import P
+from .lifecycle import Event, State, after
+from .problems import Problem
+from .settings import Address
+
+TICK = 0.25  # seconds between looks at a connection that is up
+ANXIOUS = 0.75  # seconds that something we sent may stay without a byte in return
+PATIENCE = 3.25  # seconds that a doubted peer is given to say anything
+JUMP = 5.0  # seconds by which a look may come late before it counts as sleep
+
+_log = logging.getLogger(__name__)
+
+
+class Vital(Protocol):
+    """When the peer last spoke, and since when it owes an answer (loop times, seconds)."""
+
+    heard: float
+    asked: float | None
+
+
+class Connection(Protocol):
+    """What the link needs of a `ssh.Carrier`."""
+
+    lost: asyncio.Future[None]
+
+    @property
+    def alive(self) -> bool:
+        """Whether it takes new channels."""
+
+    @property
+    def wire(self) -> Vital | None:
+        """The bytes below, where they can be watched."""
+
+    async def open(self, factory: Callable[[], P], target: Address) -> P:
+        """Open a channel."""
+
+    def ping(self) -> None:
+        """Make the peer speak."""
+
+    def calm(self) -> None:
+        """Stop pinging."""
+
+    def retire(self) -> None:
+        """Finish what runs, take nothing new."""
+
+    def abort(self) -> None:
+        """End it now."""
+
+
+class Link:
+    """Supervises one SSH connection.
+
+    Attributes:
+        state: where it is in its life.
+        problem: why it is not up, or None.
+        connection: the connection while it is up, else None.
+        connects: how often it came up.
+        since: wall time of the last change of state, seconds since the epoch.
+    """
+
+    def __init__(
+        self,
+        connect: Callable[[], Awaitable[Connection]],
+        judge: Callable[[Exception], tuple[Event, Problem]],
+        *,
+        keepalive: float,
+        uniform: Callable[[float, float], float] = random.uniform,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self._connect = connect
+        self._judge = judge
+        self._keepalive = keepalive
+        self._wall = wall
+        self._backoff = Backoff(uniform)
+        self._look = asyncio.Event()
+        self._changed = asyncio.Condition()
+        self._told: Problem | None = None
+        self.state = State.IDLE
+        self.problem: Problem | None = None
+        self.connection: Connection | None = None
+        self.connects = 0
+        self.since = wall()
+        self.on_lost: list[Callable[[Connection], None]] = []
+        """Called when a connection is given up; it may still live on, retired."""
+
+    def look(self) -> None:
+        """Look at once: prove the connection that is up, or dial without waiting any longer."""
+        self._look.set()
+
+    async def ready(self) -> Connection:
+        """Wait until the link is up and return its connection."""
+        async with self._changed:
+            while self.connection is None or not self.connection.alive:
+                await self._changed.wait()
+            return self.connection
+
+    async def run(self) -> None:
+        """Keep the link up until cancelled."""
+        await self._take(Event.START)
+        try:
+            while True:
+                try:
+                    connection = await self._connect()
+                except Exception as exc:  # noqa: BLE001  every failure is named by `judge`
+                    await self._fail(exc)
+                else:
+                    await self._serve(connection)
+        finally:
+            if self.connection is not None:
+                self.connection.abort()
+                self.connection = None
+            await self._take(Event.STOP)
+
+    async def _take(self, event: Event) -> None:
+        self.state = after(self.state, event)
+        self.since = self._wall()
+        async with self._changed:
+            self._changed.notify_all()
+
+    async def _fail(self, exc: Exception) -> None:
+        event, self.problem = self._judge(exc)
+        _log.debug("connect failed", exc_info=exc)
+        if self.problem != self._told:  # once, not on every try
+            self._told = self.problem
+            _log.warning("link down", extra={"problem": self.problem})
+        await self._take(event)
+        await self._wait(
+            self._backoff.slow() if event is Event.REFUSED else self._backoff.next(),
+        )
+
+    async def _serve(self, connection: Connection) -> None:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        self.connection = connection
+        self.problem = self._told = None
+        self.connects += 1
+        await self._take(Event.CONNECTED)
+        _log.info("link up", extra={"connects": self.connects})
+        try:
+            await self._watch(connection)
+        finally:
+            self.connection = None
+        self._backoff.lived(loop.time() - began)
+        self.problem = Problem("link_lost", "The SSH connection was lost.")
+        connection.retire()
+        for tell in self.on_lost:
+            tell(connection)
+        await self._take(Event.LOST)
+        _log.warning("link lost", extra={"problem": self.problem})
+        await self._wait(self._backoff.next())
+
+    async def _wait(self, delay: float) -> None:
+        """Wait for `delay` seconds; end early when the machine slept or somebody says look."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + delay
+        wall_end = self._wall() + delay
+        event = Event.RETRY_DUE
+        self._look.clear()
+        while (left := end - loop.time()) > 0:
+            try:
+                async with asyncio.timeout(min(left, 1.0)):
+                    await self._look.wait()
+            except TimeoutError:
+                if self._wall() <= wall_end + JUMP:
+                    continue
+            event = Event.WOKE
+            break
+        await self._take(event)
+
+    async def _watch(self, connection: Connection) -> None:
+        """Return when `connection` is lost, or has been silent for too long."""
+        loop = asyncio.get_running_loop()
+        pinged: float | None = None
+        self._look.clear()
+        lost = connection.lost
+        while not lost.done():
+            before, wall_before = loop.time(), self._wall()
+            await self._pause(lost)
+            now = loop.time()
+            late = max(now - before, self._wall() - wall_before) > JUMP
+            look = self._look.is_set() or late
+            self._look.clear()
+            wire = connection.wire
+            if wire is None:
+                continue
+            if late:
+                pinged = None  # whatever was overdue while we slept, ask again
+            if pinged is not None and wire.heard >= pinged:
+                pinged = None
+                connection.calm()
+            if pinged is None:
+                owed = wire.asked is not None and now - wire.asked >= ANXIOUS
+                if look or owed or now - wire.heard >= self._keepalive:
+                    pinged = now
+                    connection.ping()
+            elif now - pinged >= PATIENCE:
+                return
+
+    async def _pause(self, lost: asyncio.Future[None]) -> None:
+        looked = asyncio.ensure_future(self._look.wait())
+        either: set[asyncio.Future[Any]] = {lost, looked}
+        try:
+            await asyncio.wait(either, timeout=TICK, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            looked.cancel()

@@ -1,0 +1,121 @@
+"""What a tunnel has to know of MCP: which request is a read, and how to answer in its own words.
+
+MCP messages are JSON-RPC 2.0 in the body of a POST (MCP 2025-11-25 and 2026-07-28, Transports,
+Streamable HTTP). Nothing here rewrites a message; it is read once, to decide.
+"""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from .problems import Problem
+
+# Methods whose second execution changes nothing. A method that is not named here may change
+# state, as far as a tunnel can know, and is never sent twice.
+READS = frozenset(
+    {
+        "completion/complete",
+        "initialize",
+        "logging/setLevel",
+        "ping",
+        "prompts/get",
+        "prompts/list",
+        "resources/list",
+        "resources/read",
+        "resources/subscribe",
+        "resources/templates/list",
+        "resources/unsubscribe",
+        "server/discover",
+        "tasks/get",
+        "tasks/list",
+        "tasks/result",
+        "tools/list",
+        "notifications/cancelled",
+        "notifications/initialized",
+        "notifications/roots/list_changed",
+    }
+)
+
+SAFE_METHODS = frozenset({b"GET", b"HEAD", b"OPTIONS", b"TRACE"})  # RFC 9110 section 9.2.1
+
+Id = str | int | float
+
+
+class _DuplicateError(ValueError):
+    """An object names a member twice: two parsers may see two different messages in it."""
+
+
+def _strict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        raise _DuplicateError
+    return members
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One POST's JSON-RPC content: the ids that wait for an answer, and whether all of it reads."""
+
+    ids: tuple[Id, ...]
+    read: bool
+    batch: bool
+    name: str
+
+
+def parse(body: bytes) -> Message | None:
+    """Return what `body` says, or None where it is not JSON-RPC that can be trusted.
+
+    None is the careful answer: such a request counts as one that changes state.
+    """
+    try:
+        content = json.loads(body, object_pairs_hook=_strict)
+    except (ValueError, RecursionError):
+        return None
+    batch = isinstance(content, list)
+    items = content if batch else [content]
+    if not items or not all(isinstance(item, dict) for item in items):
+        return None
+    if not all(item.get("jsonrpc") == "2.0" for item in items):
+        return None
+    methods = [item.get("method") for item in items]
+    ids = tuple(
+        item["id"]
+        for item in items
+        if isinstance(item.get("method"), str)
+        and isinstance(item.get("id"), Id)
+        and not isinstance(item["id"], bool)
+    )
+    return Message(
+        ids=ids,
+        read=all(method in READS for method in methods if isinstance(method, str))
+        and all(isinstance(method, str) for method in methods),
+        batch=batch,
+        name=methods[0] if isinstance(methods[0], str) else "response",
+    )
+
+
+def error(problem: Problem, message: Message | None) -> bytes:
+    """Return the JSON that tells `problem`: a JSON-RPC error where there is an id to answer."""
+    if message is None or not message.ids:
+        told: object = {
+            "error": {
+                "code": problem.code,
+                "message": problem.message,
+                "remedy": problem.remedy,
+            }
+        }
+    else:
+        errors = [
+            {
+                "jsonrpc": "2.0",
+                "id": caller,
+                "error": {
+                    "code": problem.entry.rpc,
+                    "message": str(problem),
+                    "data": {"code": problem.code, "remedy": problem.remedy},
+                },
+            }
+            for caller in message.ids
+        ]
+        told = errors if message.batch else errors[0]
+    return json.dumps(told, separators=(",", ":")).encode()

@@ -1,0 +1,140 @@
+"""HTTP connections to the service, opened ahead of need, so that a new client waits for nothing.
+
+A connection that served before may be closed by the service at any moment (uvicorn does so after
+5 s), and a request that meets that moment has an unknown outcome. So what may change state goes
+out on a connection that is fresh, or was used within the last second.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from .http import HttpConnection
+from .link import Connection
+from .problems import ProblemError
+
+SPARE = 1  # connections kept open that never served
+LIMIT = 512  # connections at a time; sshd keeps a file descriptor for each
+SLOT_WAIT = 30.0  # seconds that a request waits where all of them are in use
+REUSE = 4.0  # seconds idle after which a connection is not used again for a read
+REUSE_ONCE = 1.0  # the same for a request that must not meet a closing connection
+SPARE_AGE = 60.0  # seconds that a spare may wait: servers drop silent clients after a minute
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(eq=False, slots=True)
+class Upstream:
+    """A pooled connection, its owner (the SSH connection below it), and its history."""
+
+    http: HttpConnection
+    owner: Connection
+    idle_since: float
+    served: int = 0
+    repeatable: bool = True
+    """Whether the request on it may be sent again; it is then broken when the owner is doubted."""
+
+
+class Pool:
+    """Keeps and hands out connections of one path."""
+
+    def __init__(
+        self, open_one: Callable[[], Awaitable[tuple[HttpConnection, Connection]]]
+    ) -> None:
+        self._open_one = open_one
+        self._idle: list[Upstream] = []
+        self._busy: set[Upstream] = set()
+        self._slots = asyncio.Semaphore(LIMIT)
+        self._warming: asyncio.Task[None] | None = None
+
+    async def acquire(self, *, repeatable: bool) -> Upstream:
+        """Return a connection for one exchange; waits where `LIMIT` are in use.
+
+        Raises:
+            ProblemError: no connection can be opened.
+        """
+        try:
+            async with asyncio.timeout(SLOT_WAIT):
+                await self._slots.acquire()
+        except TimeoutError as exc:
+            raise ProblemError("busy", f"{LIMIT} requests are running.") from exc
+        try:
+            upstream = self._take(REUSE if repeatable else REUSE_ONCE) or await self._open()
+        except BaseException:
+            self._slots.release()
+            raise
+        upstream.repeatable = repeatable
+        self._busy.add(upstream)
+        self.warm()
+        return upstream
+
+    def release(self, upstream: Upstream) -> None:
+        """Take a connection back after its exchange; it is closed unless it can serve again."""
+        self._busy.discard(upstream)
+        self._slots.release()
+        if upstream.http.reusable and not upstream.http.spoilt:
+            upstream.http.next_message()
+            upstream.served += 1
+            upstream.idle_since = asyncio.get_running_loop().time()
+            self._idle.append(upstream)
+        else:
+            upstream.http.abort()
+
+    def warm(self) -> None:
+        """See to it that a spare is open, in the background."""
+        if self._warming is None and self._spares() < SPARE:
+            self._warming = asyncio.ensure_future(self._warm())
+
+    def abandon(self, owner: Connection) -> None:
+        """Drop what runs over `owner`, except requests that must not be sent again.
+
+        Those may still be answered, if the connection below them recovers.
+        """
+        for upstream in [one for one in self._idle if one.owner is owner]:
+            self._idle.remove(upstream)
+            upstream.http.abort()
+        for upstream in [one for one in self._busy if one.owner is owner and one.repeatable]:
+            upstream.http.abort()
+
+    def close(self) -> None:
+        """Close everything."""
+        if self._warming is not None:
+            self._warming.cancel()
+        for upstream in (*self._idle, *self._busy):
+            upstream.http.abort()
+        self._idle.clear()
+
+    def _spares(self) -> int:
+        return sum(1 for upstream in self._idle if not upstream.served)
+
+    def _take(self, reuse: float) -> Upstream | None:
+        """Return the idle connection used last that is young enough; drop those past use."""
+        now = asyncio.get_running_loop().time()
+        kept: list[Upstream] = []
+        for upstream in self._idle:
+            if upstream.http.spoilt or now - upstream.idle_since > (
+                REUSE if upstream.served else SPARE_AGE
+            ):
+                upstream.http.abort()
+            else:
+                kept.append(upstream)
+        self._idle = kept
+        for index in range(len(kept) - 1, -1, -1):
+            if not kept[index].served or now - kept[index].idle_since <= reuse:
+                return kept.pop(index)
+        return None
+
+    async def _open(self) -> Upstream:
+        http, owner = await self._open_one()
+        return Upstream(http, owner, asyncio.get_running_loop().time())
+
+    async def _warm(self) -> None:
+        try:
+            upstream = await self._open()
+        except ProblemError as exc:
+            _log.debug("no spare", extra={"problem": exc.problem})
+        else:
+            self._idle.insert(0, upstream)
+        finally:
+            self._warming = None

@@ -1,0 +1,292 @@
+"""The settings file: TOML in, one checked record out, every fault told at once.
+
+Nothing here opens a socket. Paths in the file are relative to the file, so that a home can be
+moved; keys that nobody knows are refused, since a misspelt one would silently keep a default.
+"""
+
+import os
+import re
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+from keys.files import private_file_fault
+
+from .guard import is_loopback
+from .table import Table
+
+PATHS = ("ssh", "https")
+
+
+def home() -> Path:
+    """Return the directory of settings, keys and state: $CATALYST_HOME or ~/.catalyst-tunnel."""
+    given = os.environ.get("CATALYST_HOME")
+    return Path(given).expanduser() if given else Path.home() / ".catalyst-tunnel"
+
+
+class Address(NamedTuple):
+    """A host and a port; IPv6 literals without brackets."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+SERVICE = Address("127.0.0.1", 5000)
+
+
+class Hop(NamedTuple):
+    """A jump host; None leaves the choice to the defaults."""
+
+    user: str | None
+    host: str
+    port: int | None
+
+
+@dataclass(frozen=True)
+class Ssh:
+    """[ssh]: how the droplet is reached, and what lies behind it."""
+
+    host: str
+    known_hosts: Path
+    port: int | None = 22
+    user: str | None = None
+    identity: Path | None = None
+    target: Address = SERVICE
+    jumps: tuple[Hop, ...] = ()
+    use_ssh_config: bool = False
+    keepalive: float = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardRule:
+    """One [[forward]]: a raw TCP address here, and the one that it leads to over there."""
+
+    name: str
+    listen: Address
+    target: Address
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the file says, checked."""
+
+    file: Path
+    ssh: Ssh
+    listen: Address = SERVICE
+    paths: tuple[str, ...] = ("ssh",)
+    hold: float = 30.0
+    silence: float = 300.0
+    allowed_origins: frozenset[str] = frozenset()
+    forwards: tuple[ForwardRule, ...] = ()
+
+
+class SettingsError(Exception):
+    """The file cannot be used; the message lists every fault with its file and key."""
+
+    def __init__(self, faults: list[str]) -> None:
+        self.faults = faults
+        super().__init__("\n".join(faults))
+
+
+def parse_address(text: str) -> Address:
+    """Return the address in "host:port" or "[ipv6]:port".
+
+    Raises:
+        ValueError: it is neither; the message says what is wrong.
+    """
+    match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([^\s:\[\]/]+)):(\d{1,5})", text)
+    if match is None:
+        raise ValueError('must be "host:port", e.g. "127.0.0.1:5000"')
+    port = int(match[3])
+    if not 0 <= port <= 65535:
+        raise ValueError("the port must be between 0 and 65535")
+    return Address(match[1] or match[2], port)
+
+
+def _loopback_address(text: str) -> Address:
+    address = parse_address(text)
+    if not is_loopback(address.host):
+        raise ValueError("must be a loopback address: the tunnel asks its callers for no password")
+    return address
+
+
+def _target_address(text: str) -> Address:
+    address = parse_address(text)
+    if address.port == 0:
+        raise ValueError("the port must be between 1 and 65535")
+    return address
+
+
+def _hops(text: str) -> tuple[Hop, ...]:
+    hops = []
+    for part in text.split(","):
+        match = re.fullmatch(r"(?:([^\s@]+)@)?(?:\[([^\]\s]+)\]|([^\s:@]+))(?::(\d{1,5}))?", part)
+        if match is None:
+            raise ValueError('must be "[user@]host[:port]", several with commas between')
+        hops.append(Hop(match[1], match[2] or match[3], int(match[4]) if match[4] else None))
+    return tuple(hops)
+
+
+def _origins(value: list[Any]) -> frozenset[str]:
+    for item in value:
+        parts = urlsplit(item) if isinstance(item, str) else urlsplit("")
+        if not (parts.scheme and parts.netloc) or parts.path or parts.query or parts.fragment:
+            raise ValueError('must be a list of origins such as "https://app.example.com"')
+    return frozenset(value)
+
+
+def load(file: Path) -> Settings:
+    """Read, check and return the settings in `file`; the files that it names must be usable.
+
+    Raises:
+        SettingsError: with every fault that there is.
+    """
+    return _load(file, files_too=True)
+
+
+def load_unchecked(file: Path) -> Settings:
+    """Return the settings in `file`, whether or not key and known_hosts exist yet.
+
+    Raises:
+        SettingsError: with every fault that the file itself has.
+    """
+    return _load(file, files_too=False)
+
+
+def _load(file: Path, *, files_too: bool) -> Settings:
+    try:
+        content = tomllib.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        text = f"{file}: there is no such file. `catalyst-tunnel init` writes one."
+        raise SettingsError([text]) from None
+    except OSError as exc:
+        raise SettingsError([f"{file}: cannot be read ({exc.strerror})"]) from exc
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
+        raise SettingsError([f"{file}: is not TOML: {exc}"]) from exc
+    faults: list[str] = []
+    settings = _read(file, content, faults)
+    if files_too and "ssh" in settings.paths:
+        faults += _file_faults(file, settings.ssh)
+    if faults:
+        raise SettingsError(faults)
+    return settings
+
+
+def _read(file: Path, content: dict[str, Any], faults: list[str]) -> Settings:
+    def table(name: str) -> Table:
+        values = content.get(name, {})
+        if not isinstance(values, dict):
+            faults.append(f"{file}: [{name}] must be a table")
+            values = {}
+        return Table(f"{file}: [{name}]", values, faults)
+
+    faults.extend(
+        f"{file}: [{name}]: unknown table (known here: tunnel, ssh, https, forward)"
+        for name in sorted(content.keys() - {"tunnel", "ssh", "https", "forward"})
+    )
+    tunnel = table("tunnel")
+    # The https path comes with the gateway; until then a [https] table is a fault of its own.
+    default_paths: tuple[str, ...] = ("ssh", "https") if "https" in content else ("ssh",)
+    paths = tunnel.take("paths", list, default_paths, _paths)
+    settings = Settings(
+        file=file,
+        ssh=_read_ssh(file, table("ssh"), "ssh" in content or "ssh" in paths),
+        listen=tunnel.take("listen", str, Settings.listen, _loopback_address),
+        paths=paths,
+        hold=tunnel.seconds("hold", Settings.hold, 0, 600),
+        silence=tunnel.seconds("silence", Settings.silence, 1, 3600),
+        allowed_origins=tunnel.take("allowed_origins", list, frozenset(), _origins),
+        forwards=_read_forwards(file, content.get("forward", []), faults),
+    )
+    tunnel.rest()
+    if "https" in paths and "https" not in content:
+        tunnel.fault("paths", '"https" is named but there is no [https] table')
+    if "https" in content:
+        faults.append(f"{file}: [https]: this version has no https path yet; remove the table")
+    taken: dict[Address, str] = {}
+    for where, listen in [
+        ("[tunnel]", settings.listen),
+        *((f"[[forward]] {rule.name}", rule.listen) for rule in settings.forwards),
+    ]:
+        if listen.port and listen in taken:
+            faults.append(f"{file}: {where} listen: {listen} is taken by {taken[listen]}")
+        taken[listen] = where
+    return settings
+
+
+def _paths(value: list[Any]) -> tuple[str, ...]:
+    if not value or not all(item in PATHS for item in value) or len(set(value)) != len(value):
+        raise ValueError(f"must list one or more of {', '.join(PATHS)}, each once")
+    return tuple(value)
+
+
+def _read_ssh(file: Path, table: Table, wanted: bool) -> Ssh:
+    def beside(key: str, default: Path | None) -> Path | None:
+        def read(value: str) -> Path:
+            return file.parent / Path(value).expanduser()
+
+        return table.take(key, str, default, read)
+
+    use_ssh_config = table.flag("use_ssh_config")
+    own_key = None if use_ssh_config else file.parent / "keys" / "ssh_ed25519"
+    ssh = Ssh(
+        host=table.word("host") or "",
+        port=table.take("port", int, None if use_ssh_config else 22, _port),
+        user=table.word("user"),
+        identity=beside("identity", own_key),
+        known_hosts=beside("known_hosts", None) or file.parent / "known_hosts",
+        target=table.take("target", str, Ssh.target, _target_address),
+        jumps=table.take("proxy_jump", str, (), _hops),
+        use_ssh_config=use_ssh_config,
+        keepalive=table.seconds("keepalive", Ssh.keepalive, 1, 60),
+    )
+    table.rest()
+    if wanted and "host" not in table.values:
+        table.fault("host", "is missing: the name or address of the droplet")
+    return ssh
+
+
+def _file_faults(file: Path, ssh: Ssh) -> list[str]:
+    faults = []
+    if ssh.identity is not None and (fault := private_file_fault(ssh.identity)):
+        faults.append(f"{file}: [ssh] identity: {fault}")
+    try:
+        ssh.known_hosts.read_bytes()
+    except FileNotFoundError:
+        text = f"{ssh.known_hosts} does not exist. `catalyst-tunnel init` pins the host key."
+        faults.append(f"{file}: [ssh] known_hosts: {text}")
+    except OSError as exc:
+        text = f"{ssh.known_hosts} cannot be read ({exc.strerror})."
+        faults.append(f"{file}: [ssh] known_hosts: {text}")
+    return faults
+
+
+def _port(value: int) -> int:
+    if not 1 <= value <= 65535:
+        raise ValueError("must be between 1 and 65535")
+    return value
+
+
+def _read_forwards(file: Path, content: object, faults: list[str]) -> tuple[ForwardRule, ...]:
+    if not isinstance(content, list) or not all(isinstance(item, dict) for item in content):
+        faults.append(f"{file}: [[forward]] must be tables, each headed [[forward]]")
+        return ()
+    rules: list[ForwardRule] = []
+    for number, values in enumerate(content, 1):
+        table = Table(f"{file}: [[forward]] {values.get('name', number)}", values, faults)
+        name = table.word("name")
+        listen = table.take("listen", str, None, _loopback_address)
+        target = table.take("target", str, None, _target_address)
+        table.rest()
+        for key in sorted({"name", "listen", "target"} - values.keys()):
+            table.fault(key, "is missing")
+        if name in {rule.name for rule in rules}:
+            table.fault("name", "is taken by another forward")
+        if name and listen and target:
+            rules.append(ForwardRule(name, listen, target))
+    return tuple(rules)

@@ -1,0 +1,188 @@
+"""`up`: the parts put together, from the first socket to the last request."""
+
+import asyncio
+import contextlib
+import functools
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from . import __version__, ssh
+from .control import ControlServer
+from .forward import Forward
+from .link import Link
+from .listener import Listener
+from .paths import SshPath
+from .settings import Settings
+from .sockets import allow_many_files
+from .status import ForwardFacts, PathFacts, Snapshot, told
+
+_log = logging.getLogger(__name__)
+
+
+class Tunnel:
+    """A tunnel: made from settings, run once.
+
+    Raises (on construction):
+        sockets.PortTakenError: an address cannot be listened on; nothing is left open.
+    """
+
+    def __init__(self, settings: Settings, home: Path) -> None:
+        connect = functools.partial(ssh.connect, settings.ssh)
+        judge = functools.partial(ssh.judge, settings=settings.ssh)
+        self._settings = settings
+        self._started = time.time()
+        self._stop = asyncio.Event()
+        self._link = Link(connect, judge, keepalive=settings.ssh.keepalive)
+        self._path = SshPath(self._link, settings.ssh.target)
+        self._listener = Listener(settings, self._path)
+        self._forwards: list[Forward] = []
+        try:
+            for rule in settings.forwards:
+                forward = Forward(rule, self._link, settings.hold)
+                self._link.on_lost.append(forward.abandon)
+                self._forwards.append(forward)
+        except BaseException:
+            self._listener.listening.close()
+            for forward in self._forwards:
+                forward.listening.close()
+            raise
+        self._control = ControlServer(home, {"status": self._status, "down": self._down})
+
+    async def run(self, on_ready: Callable[[], None]) -> None:
+        """Serve until told to stop; `on_ready` is called once the addresses accept.
+
+        Raises:
+            OSError: the control file cannot be written.
+        """
+        allow_many_files()
+        self._take_signals()
+        listenings = [self._listener.listening, *(one.listening for one in self._forwards)]
+        for listening in listenings:
+            await listening.open()
+        await self._control.start()
+        on_ready()
+        tasks = [
+            asyncio.ensure_future(self._link.run()),
+            asyncio.ensure_future(self._path.upkeep()),
+            *(asyncio.ensure_future(listening.keep()) for listening in listenings),
+        ]
+        stopping = asyncio.ensure_future(self._stop.wait())
+        try:
+            # None of the tasks ends by itself; one that does has met a defect, told below.
+            await asyncio.wait({stopping, *tasks}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stopping.cancel()
+            _log.info("stopping", extra={"running": self._listener.counters.running})
+            await self._listener.stop()
+            for forward in self._forwards:
+                forward.stop()
+            self._path.close()
+            self._control.stop()
+            for task in tasks:
+                task.cancel()
+            results = await asyncio.gather(*tasks, return_exceptions=True)
+        for result in results:
+            if isinstance(result, Exception):
+                raise result
+
+    def stop(self) -> None:
+        """Stop in order; a second call ends the process at once, as a second Ctrl-C should."""
+        if self._stop.is_set():
+            self._control.stop()
+            os._exit(130)
+        self._stop.set()
+
+    def _take_signals(self) -> None:
+        if sys.platform == "win32":
+            # No add_signal_handler there; the Python-level handler runs between loop callbacks.
+            loop = asyncio.get_running_loop()
+            signal.signal(signal.SIGINT, lambda *_: loop.call_soon_threadsafe(self.stop))
+            signal.signal(signal.SIGBREAK, lambda *_: loop.call_soon_threadsafe(self.stop))
+        else:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                asyncio.get_running_loop().add_signal_handler(number, self.stop)
+
+    def snapshot(self) -> Snapshot:
+        """Return what is so at this moment."""
+        listener, link = self._listener, self._link
+        health = self._path.health
+        return Snapshot(
+            version=__version__,
+            pid=os.getpid(),
+            started=self._started,
+            listen=listener.listening.addresses,
+            target=str(self._settings.ssh.target),
+            paths=[
+                PathFacts(
+                    name=self._path.name,
+                    state=link.state,
+                    since=link.since,
+                    connects=link.connects,
+                    answered=self._path.up and health.answered,
+                    latency=health.latency,
+                    problem=told(self._path.problem),
+                )
+            ],
+            forwards=[
+                ForwardFacts(
+                    forward.rule.name,
+                    forward.listening.addresses,
+                    str(forward.rule.target),
+                    forward.open,
+                    forward.connections,
+                )
+                for forward in self._forwards
+            ],
+            requests=listener.counters.requests,
+            running=listener.counters.running,
+            held=listener.hold.waiting,
+            answered=listener.counters.answered,
+            problems=dict(listener.counters.problems),
+        )
+
+    async def _status(self) -> dict[str, Any]:
+        """Probe the way to the service, then tell."""
+        await self._path.probe()
+        return self.snapshot().to_json()
+
+    async def _down(self) -> dict[str, Any]:
+        asyncio.get_running_loop().call_soon(self._stop.set)
+        return {"stopping": True}
+
+
+def run(
+    settings: Settings, home: Path, beside: Callable[[Tunnel], Any], on_ready: Callable[[], None]
+) -> None:
+    """Run a tunnel on an event loop of its own; `beside(tunnel)` may return a coroutine for a view.
+
+    Raises:
+        sockets.PortTakenError, OSError: see `Tunnel`.
+    """
+
+    async def main() -> None:
+        tunnel = Tunnel(settings, home)
+        view = asyncio.ensure_future(beside(tunnel))
+        try:
+            await tunnel.run(on_ready)
+        finally:
+            view.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await view
+
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        runner.run(main())
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """Return uvloop's loop where there is one: it carries half as much again."""
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
