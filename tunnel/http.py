@@ -5,6 +5,7 @@ service behind the tunnel. It adds no header and changes none; framing follows R
 """
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Iterable
 from typing import Literal, cast
 
@@ -47,6 +48,7 @@ class HttpConnection(asyncio.Protocol):
         self._unread = 0
         self._reading_paused = False
         self._lost = False
+        self._discarding = False
         self._eof = False
         self.transport: asyncio.Transport | None = None
         self.state = h11.Connection(self._role, max_incomplete_event_size=HEAD_LIMIT)
@@ -63,6 +65,8 @@ class HttpConnection(asyncio.Protocol):
         self.transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
+        if self._discarding:
+            return
         self.state.receive_data(data)
         self._unread += len(data)
         if self._unread > READ_AHEAD and not self._reading_paused and self.transport:
@@ -73,7 +77,8 @@ class HttpConnection(asyncio.Protocol):
     def eof_received(self) -> bool:
         if not self._eof:
             self._eof = True
-            self.state.receive_data(b"")
+            if not self._discarding:
+                self.state.receive_data(b"")
             self._gone()
         return True  # our own half may still have an answer to deliver
 
@@ -177,6 +182,25 @@ class HttpConnection(asyncio.Protocol):
         self.state.start_next_cycle()
         self.written = 0
         self._unread = 0
+
+    async def linger(self, seconds: float) -> None:
+        """End our half, and read what the other side still sends until it ends its own.
+
+        Closing at once on unread data would destroy the answer on its way (RFC 9112 section 9.6).
+        """
+        self._discarding = True
+        if self._eof or self.transport is None or self.transport.is_closing():
+            return
+        with contextlib.suppress(OSError, RuntimeError):
+            self.transport.write_eof()
+        if self._reading_paused:
+            self._reading_paused = False
+            self.transport.resume_reading()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while not self._eof:
+                    self._wake = self._loop.create_future()
+                    await self._wake
 
     def close(self) -> None:
         """Close in order: what was written is still delivered."""

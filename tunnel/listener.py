@@ -5,7 +5,6 @@ Each local connection is served by one task: read a request, check who sends it,
 """
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -24,7 +23,7 @@ from .sockets import Listening
 
 HEAD_PAUSE = 30.0  # seconds that a client may take for a request's head once it has begun
 IDLE = 3600.0  # seconds that a kept connection may stay silent
-LINGER = 2.0  # seconds that a body nobody wants is read, before the connection is closed
+LINGER = 2.0  # seconds that what nobody wants is still read, before the connection is closed
 GRACE = 5.0  # seconds that running requests are given when the tunnel stops
 
 _log = logging.getLogger(__name__)
@@ -83,7 +82,7 @@ class Listener:
                 received = await self._next_head(client)
                 await self._handle(received, client)
                 if not client.reusable:
-                    await self._linger(client)
+                    await client.linger(LINGER)
                     break
                 client.next_message()
             client.close()
@@ -94,6 +93,8 @@ class Listener:
             raise
         except h11.RemoteProtocolError as exc:
             self._refuse(client, exc)
+            await client.linger(LINGER)
+            client.close()
 
     async def _next_head(self, client: "_Client") -> h11.Request:
         """Return the next request's head; its client may idle before it, but not inside it."""
@@ -186,13 +187,6 @@ class Listener:
         content = [] if client.method == b"HEAD" else [h11.Data(data=body)]
         client.write(head, *content, h11.EndOfMessage())
 
-    async def _linger(self, client: "_Client") -> None:
-        """Read what the client still sends: closing would destroy our answer (RFC 9112, 9.6)."""
-        with contextlib.suppress(TimeoutError, h11.RemoteProtocolError):
-            async with asyncio.timeout(LINGER):
-                while client.state.their_state is h11.SEND_BODY:
-                    await client.receive()
-
     def _refuse(self, client: "_Client", exc: h11.RemoteProtocolError) -> None:
         """Answer what is not HTTP/1.1, without echoing any of it."""
         if client.state.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
@@ -209,8 +203,6 @@ class Listener:
             self._answer(client, problem, None)
         except (ConnectionGoneError, h11.LocalProtocolError):
             client.abort()
-        else:
-            client.close()
 
     def _cut(self, client: "_Client") -> None:
         """End a connection whose task was cancelled: its client left, or the tunnel stops."""

@@ -5,6 +5,7 @@ import contextlib
 import functools
 import logging
 import os
+import random
 import signal
 import sys
 import time
@@ -32,13 +33,18 @@ class Tunnel:
         sockets.PortTakenError: an address cannot be listened on; nothing is left open.
     """
 
-    def __init__(self, settings: Settings, home: Path) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        home: Path,
+        uniform: Callable[[float, float], float] = random.uniform,
+    ) -> None:
         connect = functools.partial(ssh.connect, settings.ssh)
         judge = functools.partial(ssh.judge, settings=settings.ssh)
         self._settings = settings
         self._started = time.time()
         self._stop = asyncio.Event()
-        self._link = Link(connect, judge, keepalive=settings.ssh.keepalive)
+        self._link = Link(connect, judge, keepalive=settings.ssh.keepalive, uniform=uniform)
         self._path = SshPath(self._link, settings.ssh.target)
         self._listener = Listener(settings, self._path)
         self._forwards: list[Forward] = []
@@ -60,8 +66,6 @@ class Tunnel:
         Raises:
             OSError: the control file cannot be written.
         """
-        allow_many_files()
-        self._take_signals()
         listenings = [self._listener.listening, *(one.listening for one in self._forwards)]
         for listening in listenings:
             await listening.open()
@@ -92,21 +96,26 @@ class Tunnel:
                 raise result
 
     def stop(self) -> None:
-        """Stop in order; a second call ends the process at once, as a second Ctrl-C should."""
+        """Stop in order."""
+        self._stop.set()
+
+    def _interrupt(self) -> None:
+        """Stop in order; the second time at once, as a second Ctrl-C should."""
         if self._stop.is_set():
             self._control.stop()
             os._exit(130)
         self._stop.set()
 
-    def _take_signals(self) -> None:
+    def take_signals(self) -> None:
+        """Stop in order on SIGINT and SIGTERM (Ctrl-C and Ctrl-Break on Windows)."""
         if sys.platform == "win32":
             # No add_signal_handler there; the Python-level handler runs between loop callbacks.
             loop = asyncio.get_running_loop()
-            signal.signal(signal.SIGINT, lambda *_: loop.call_soon_threadsafe(self.stop))
-            signal.signal(signal.SIGBREAK, lambda *_: loop.call_soon_threadsafe(self.stop))
+            signal.signal(signal.SIGINT, lambda *_: loop.call_soon_threadsafe(self._interrupt))
+            signal.signal(signal.SIGBREAK, lambda *_: loop.call_soon_threadsafe(self._interrupt))
         else:
             for number in (signal.SIGINT, signal.SIGTERM):
-                asyncio.get_running_loop().add_signal_handler(number, self.stop)
+                asyncio.get_running_loop().add_signal_handler(number, self._interrupt)
 
     def snapshot(self) -> Snapshot:
         """Return what is so at this moment."""
@@ -166,7 +175,9 @@ def run(
     """
 
     async def main() -> None:
+        allow_many_files()
         tunnel = Tunnel(settings, home)
+        tunnel.take_signals()
         view = asyncio.ensure_future(beside(tunnel))
         try:
             await tunnel.run(on_ready)

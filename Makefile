@@ -1,0 +1,57 @@
+# make demo    everything embedded on this machine, the tunnel on localhost:5000
+# make test    all tests, against a real sshd where there is one
+# make check   format, lint, types for three platforms, import rules
+# make bench   side by side with ssh -L and autossh
+
+PYTHON ?= python3
+PORT ?= 5000
+VENV := .venv
+BIN := $(VENV)/bin
+APT := $(shell [ "$$(id -u)" = 0 ] && command -v apt-get)
+
+.PHONY: demo test check bench clean
+
+demo: $(VENV)/demo
+	@$(BIN)/catalyst-tunnel demo --port $(PORT)
+
+test: $(VENV)/dev sshd
+	$(BIN)/python -m pytest $(PYTEST)
+
+check: $(VENV)/dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/mypy --platform win32
+	$(BIN)/mypy --platform darwin
+	$(BIN)/lint-imports
+
+bench: $(VENV)/dev sshd
+	$(BIN)/python -m bench $(BENCH)
+
+# Debian and Ubuntu keep venv in a package of its own.
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	    || { echo "catalyst-tunnel needs Python 3.11 or later: make PYTHON=python3.12 ..."; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { \
+	    if [ -n "$(APT)" ]; then apt-get update -qq && apt-get install -y -qq python3-venv; \
+	    else echo "Python's venv is missing: sudo apt-get install python3-venv"; exit 1; fi; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/demo: $(BIN)/python pyproject.toml constraints.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo]'
+	@touch $@
+
+$(VENV)/dev: $(BIN)/python pyproject.toml constraints.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@ $(VENV)/demo
+
+# The tests need an sshd to run instances of their own; the system's is left alone.
+.PHONY: sshd
+sshd:
+	@PATH="$$PATH:/usr/sbin:/sbin"; command -v sshd >/dev/null || { \
+	    if [ -n "$(APT)" ]; then apt-get update -qq && \
+	        DEBIAN_FRONTEND=noninteractive apt-get install -y -qq openssh-server openssh-client; \
+	    else echo "no sshd: its tests will be skipped (sudo apt-get install openssh-server)"; fi; }
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

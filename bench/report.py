@@ -1,0 +1,122 @@
+"""The results as plain aligned text."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from bench.verdict import PEER, Figure
+
+
+def render(results: dict[str, Any], required: Iterable[Figure]) -> str:
+    """All tables that there are results for."""
+    parts = []
+    if rows := results.get("workloads"):
+        parts.append(_workloads(rows))
+    if rows := results.get("recovery"):
+        parts.append(_recovery(rows))
+    if "memory" in results:
+        parts.append(_memory(results["memory"]))
+    if "startup" in results:
+        parts.append(_startup(results["startup"]))
+    parts.append(_figures(required))
+    return "\n\n".join(parts)
+
+
+def table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A title, a head and rows, the first column to the left and the others to the right."""
+    lines = [head, *rows]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
+    text = [
+        "  ".join(
+            part.rjust(width) if column else part.ljust(width)
+            for column, (part, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    ]
+    rule = "  ".join("-" * width for width in widths)
+    return "\n".join([title, rule, text[0], rule, *text[1:]])
+
+
+def _workloads(rows: list[dict[str, Any]]) -> str:
+    names = list(rows[0]["contenders"])
+    lines = []
+    for row in rows:
+        figure, unit = row["figure"], row["unit"]
+        cells = row["contenders"]
+        peer = cells.get(PEER, {}).get(figure)
+        line = [f"{row['title']}, {row['round_trip_ms']} ms", unit]
+        for name in names:
+            value = cells[name].get(figure)
+            if value is None:
+                line.append("n/a")
+                continue
+            ratio = f" ({value / peer:.2f}x)" if peer else ""
+            line.append(f"{_number(value * 1000 if unit == 'ms' else value)}{ratio}")
+        lines.append(line)
+    notes = _errors(rows, "workload")
+    title = f"Speed (in brackets: against {PEER}; medians of the rounds)"
+    return table(title, ["workload, added round trip", "unit", *names], lines) + notes
+
+
+def _recovery(rows: list[dict[str, Any]]) -> str:
+    lines = []
+    for row in rows:
+        for name, cell in row["contenders"].items():
+            if "error" in cell:
+                lines.append([row["title"], name, "n/a", "", "", "", ""])
+                continue
+            kinds = ", ".join(f"{count} {what}" for what, count in cell["kinds"].items())
+            counts = [str(cell[key]) for key in ("sent", "failed", "excused_502")]
+            lines.append([row["title"], name, *counts, f"{cell['longest']:.2f}", kinds])
+    head = ["fault", "contender", "sent", "failed", "502", "longest s", "not answered with 200"]
+    title = "Recovery (20 requests/s, each on a new connection; 502: while the service was away)"
+    return table(title, head, lines) + _errors(rows, "fault")
+
+
+def _memory(memory: dict[str, Any]) -> str:
+    before, after = (memory[key] / 2**20 for key in ("rss_before", "rss_after"))
+    return (
+        f"Memory of `up`: {before:.1f} MiB, then {after:.1f} MiB after {memory['requests']} "
+        f"requests and {memory['reconnects']} reconnects ({memory['growth_percent']:+.1f} %), "
+        f"{memory['open_files']} open files"
+    )
+
+
+def _startup(startup: dict[str, Any]) -> str:
+    return (
+        f"From `up` to the first answered request: {startup['seconds']:.2f} s "
+        f"(slowest {startup['slowest']:.2f} s)"
+    )
+
+
+def _figures(required: Iterable[Figure]) -> str:
+    lines = [
+        [
+            figure.title,
+            "-" if figure.measured is None else f"{_plain(figure.measured)}{figure.unit}",
+            figure.bound(figure.must),
+            figure.bound(figure.reach),
+            figure.verdict,
+        ]
+        for figure in required
+    ]
+    return table("Required", ["figure", "measured", "must", "reach", "verdict"], lines)
+
+
+def _errors(rows: list[dict[str, Any]], key: str) -> str:
+    told = {
+        f"\n  {name}: {row[key]}: {cell['error']}"
+        for row in rows
+        for name, cell in row["contenders"].items()
+        if "error" in cell
+    }
+    return "".join(sorted(told))
+
+
+def _plain(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:.2f}"
+
+
+def _number(value: float) -> str:
+    if value >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if value >= 10 else f"{value:.3f}"

@@ -1,0 +1,68 @@
+"""The demo's SSH server: lets one key in, forwards to one target, and does nothing else.
+
+A real droplet runs OpenSSH; this one is asyncssh's server, so that the demo needs no root, no
+installed sshd and no POSIX. It is not for use outside of the demo.
+
+    python -m tunnel.demo.droplet DIRECTORY TARGET_PORT
+
+DIRECTORY holds `authorized_keys`; the host key is made there, and `droplet ready on HOST:PORT` is
+printed once it listens.
+"""
+
+import asyncio
+import contextlib
+import signal
+import sys
+from pathlib import Path
+
+import asyncssh
+
+from keys.sshkey import make_key
+
+
+class _Server(asyncssh.SSHServer):
+    """Forwards to the service and refuses everything else."""
+
+    def __init__(self, target_port: int) -> None:
+        self._target_port = target_port
+
+    def connection_requested(
+        self, dest_host: str, dest_port: int, orig_host: str, orig_port: int
+    ) -> bool:
+        """Allow the one target."""
+        return (dest_host, dest_port) == ("127.0.0.1", self._target_port)
+
+
+async def serve(directory: Path, target_port: int) -> None:
+    """Serve until SIGTERM or SIGINT."""
+    loop = asyncio.get_running_loop()
+    over = asyncio.Event()
+    with contextlib.suppress(NotImplementedError):  # Windows ends it with the process
+        loop.add_signal_handler(signal.SIGTERM, over.set)
+        loop.add_signal_handler(signal.SIGINT, over.set)
+    host_key = directory / "host_key"
+    make_key(host_key)
+    server = await asyncssh.listen(
+        "127.0.0.1",
+        0,
+        server_factory=lambda: _Server(target_port),
+        server_host_keys=[str(host_key)],
+        authorized_client_keys=str(directory / "authorized_keys"),
+        allow_pty=False,
+        agent_forwarding=False,
+    )
+    host, port = server.sockets[0].getsockname()[:2]
+    sys.stdout.write(f"droplet ready on {host}:{port}\n")
+    sys.stdout.flush()
+    await over.wait()
+    server.close()
+
+
+def main() -> None:
+    """Run the server with the arguments of the command line."""
+    with contextlib.suppress(KeyboardInterrupt):
+        asyncio.run(serve(Path(sys.argv[1]), int(sys.argv[2])))
+
+
+if __name__ == "__main__":
+    main()
