@@ -43,10 +43,12 @@ async def memory(generator: Generator, directory: Path, *, quick: bool) -> dict[
 
                 asked = await ask(few)
                 before = await rss()
+                course = []
                 for left in range(reconnects, 0, -1):
                     sshd.kill_sessions()
                     # The next request is held until the link is back, so this waits for it too.
                     asked += await ask(-(-(many - asked) // left))
+                    course.append(process.memory_info().rss)
                 after = await rss()
                 files = process.num_fds()
             finally:
@@ -55,6 +57,7 @@ async def memory(generator: Generator, directory: Path, *, quick: bool) -> dict[
     return {
         "rss_before": before,
         "rss_after": after,
+        "rss_after_each_reconnect": course,
         "growth_percent": (after - before) / before * 100,
         "requests": asked,
         "reconnects": logins - 1,

@@ -12,7 +12,6 @@ The service can be a process of its own too: ``python -m tests.droplet target --
 import argparse
 import asyncio
 import contextlib
-import getpass
 import os
 import shutil
 import signal
@@ -97,7 +96,7 @@ class Sshd:
         self.config_lines = list(config_lines)
         self.host = "127.0.0.1"
         self.port = free_port()
-        self.user = getpass.getuser()
+        self.user = psutil.Process().username()
         self.identity = directory / "id"
         self.known_hosts = directory / "known_hosts"
         self._log = directory / "sshd.log"

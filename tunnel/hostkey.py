@@ -37,11 +37,11 @@ async def fetch(where: Address, expected: str | None) -> str:
                 )
         except TimeoutError as exc:
             raise HostKeyError(f"{where} did not answer within {DEADLINE:g} s.") from exc
+        except (asyncssh.KeyExchangeFailed, ConnectionResetError):
+            continue  # it has no key of this kind, and sshd hangs up on the question
         except OSError as exc:
             reason = exc.strerror or "the name does not resolve"
             raise HostKeyError(f"Cannot connect to {where}: {reason}.") from exc
-        except asyncssh.KeyExchangeFailed:
-            continue  # it has no key of this kind
         except asyncssh.DisconnectError as exc:
             raise HostKeyError(f"{where} does not speak SSH as it should.") from exc
         if key is None:

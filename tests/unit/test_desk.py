@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunnel.demo.orchestration import (
+from tunnel.demo.desk import (
     BACKTEST_LIMIT,
     REMEMBERED_LIMIT,
     RUNNING_LIMIT,
