@@ -111,8 +111,11 @@ async def measure(
                     "round_trip_ms": delay,
                     "figure": workload.figure,
                     "unit": workload.unit,
-                    "contenders": absent
-                    | {one.name: _median(samples[workload.name, one.name]) for one in contenders},
+                    "contenders": {
+                        kind.name: absent.get(kind.name)
+                        or _median(samples[workload.name, kind.name])
+                        for kind in CONTENDERS
+                    },
                 }
                 for workload in WORKLOADS
                 if workload.name in names

@@ -79,9 +79,9 @@ class Exchange:
                 if not untouched and not self._request.repeatable:
                     raise ProblemError("outcome_unknown", broken.problem.message) from broken
                 if broken.by_service:
-                    # A connection that had served before may have been closed for its age;
-                    # a fresh one was closed over this request.
-                    if asked_anew or not upstream.served:
+                    # A connection that had waited may have been closed for its age; one that
+                    # was opened for this request was closed over it.
+                    if asked_anew or upstream.fresh:
                         raise ProblemError(broken.problem.code, broken.problem.message) from broken
                     asked_anew = True
             finally:

@@ -156,16 +156,15 @@ class Listener:
             exchange, client.exchange = client.exchange, None
             if problem is not None:
                 counters.problems[problem.code] = counters.problems.get(problem.code, 0) + 1
-            _log.log(
-                logging.DEBUG if problem is None else logging.WARNING,
-                "request",
-                extra={
+            level = logging.DEBUG if problem is None else logging.WARNING
+            if _log.isEnabledFor(level):
+                facts = {
                     "what": request.name if request else received.method.decode("ascii"),
                     "status": problem.status if problem else exchange.status if exchange else 0,
                     "seconds": round(loop.time() - began, 4),
                     "problem": problem,
-                },
-            )
+                }
+                _log.log(level, "request", extra=facts)
         if problem is not None:
             self._answer(client, problem, request.message if request else None)
 

@@ -19,7 +19,7 @@ LIMIT = 512  # connections at a time; sshd keeps a file descriptor for each
 SLOT_WAIT = 30.0  # seconds that a request waits where all of them are in use
 REUSE = 4.0  # seconds idle after which a connection is not used again for a read
 REUSE_ONCE = 1.0  # the same for a request that must not meet a closing connection
-SPARE_AGE = 60.0  # seconds that a spare may wait: servers drop silent clients after a minute
+SPARE_AGE = 45.0  # seconds that a spare may wait: servers drop silent clients after a minute
 
 _log = logging.getLogger(__name__)
 
@@ -32,6 +32,8 @@ class Upstream:
     owner: Connection
     idle_since: float
     served: int = 0
+    fresh: bool = True
+    """Whether it was opened for the exchange that it carries now."""
     repeatable: bool = True
     """Whether the request on it may be sent again; it is then broken when the owner is doubted."""
 
@@ -60,7 +62,11 @@ class Pool:
         except TimeoutError as exc:
             raise ProblemError("busy", f"{LIMIT} requests are running.") from exc
         try:
-            upstream = self._take(REUSE if repeatable else REUSE_ONCE) or await self._open()
+            upstream = self._take(REUSE if repeatable else REUSE_ONCE)
+            if upstream is None:
+                upstream = await self._open()
+            else:
+                upstream.fresh = False
         except BaseException:
             self._slots.release()
             raise
