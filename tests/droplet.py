@@ -82,11 +82,9 @@ def make_key(path: Path) -> str:
 class Sshd:
     """The real sshd on a loopback port, with its own keys and configuration in `directory`.
 
-    It logs in the user that runs it, so it needs no root; but without root sshd cannot read the
-    shadow file, and takes an account that is locked there or has no shell for one that may not log in.
-    `config_lines` are added at the end of
-    sshd_config (a Match block, say) and read again at every start. Raises RuntimeError, with sshd's
-    own words, when it does not come up.
+    It logs in the user that runs it, so it needs no root (but an account that is not locked: see
+    `log`). `config_lines` are added at the end of sshd_config (a Match block, say) and read again
+    at every start. Raises RuntimeError, with sshd's own words, when it does not come up.
     """
 
     def __init__(self, directory: Path, *, config_lines: Sequence[str] = ()) -> None:
