@@ -82,7 +82,11 @@ def main() -> int:
         print("bench needs a real sshd: apt install openssh-server", file=sys.stderr)
         return 2
     directory = Path(tempfile.mkdtemp(prefix="bench-"))
-    results = asyncio.run(measure(directory, options.only, quick=options.quick))
+    try:
+        results = asyncio.run(measure(directory, options.only, quick=options.quick))
+    except KeyboardInterrupt:
+        shutil.rmtree(directory)
+        return 130
     required = verdict.figures(results)
     results["required"] = [figure.to_json() for figure in required]
     print(report.render(results, required))

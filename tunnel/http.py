@@ -17,6 +17,8 @@ HEAD_LIMIT = 64 << 10  # bytes of request line or status line, with all header f
 Role = Literal["client", "server"]
 Headers = list[tuple[bytes, bytes]]
 
+_NO_TIMEOUT = contextlib.nullcontext()
+
 # RFC 9110 section 7.6.1, with the older names that its predecessors list.
 _HOP_BY_HOP = frozenset(
     {
@@ -131,10 +133,11 @@ class HttpConnection(asyncio.Protocol):
             and self.state.their_state is h11.DONE
         )
 
-    async def receive(self) -> h11.Event:
-        """Return the next event of the other side.
+    async def receive(self, within: float | None = None) -> h11.Event:
+        """Return the next event of the other side, if need be within so many seconds of silence.
 
         Raises:
+            TimeoutError: nothing came in time.
             h11.RemoteProtocolError: the other side breaks HTTP/1.1, an early end included.
             ConnectionGoneError: the connection was lost.
         """
@@ -148,7 +151,8 @@ class HttpConnection(asyncio.Protocol):
                 if self._reading_paused and self.transport:
                     self._reading_paused = False
                     self.transport.resume_reading()  # may call data_received before it returns
-                await self._wake
+                async with asyncio.timeout(within) if within else _NO_TIMEOUT:
+                    await self._wake
                 continue
             if event is h11.PAUSED or isinstance(event, h11.ConnectionClosed):
                 raise ConnectionGoneError

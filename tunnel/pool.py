@@ -56,11 +56,14 @@ class Pool:
         Raises:
             ProblemError: no connection can be opened.
         """
-        try:
-            async with asyncio.timeout(SLOT_WAIT):
-                await self._slots.acquire()
-        except TimeoutError as exc:
-            raise ProblemError("busy", f"{LIMIT} requests are running.") from exc
+        if self._slots.locked():
+            try:
+                async with asyncio.timeout(SLOT_WAIT):
+                    await self._slots.acquire()
+            except TimeoutError as exc:
+                raise ProblemError("busy", f"{LIMIT} requests are running.") from exc
+        else:
+            await self._slots.acquire()
         try:
             upstream = self._take(REUSE if repeatable else REUSE_ONCE)
             if upstream is None:

@@ -4,7 +4,6 @@ A JSON body is gathered before it is sent on, since no service can act on half o
 kept body can be sent again. Everything else streams through as it comes.
 """
 
-import asyncio
 from dataclasses import dataclass
 
 import h11
@@ -82,8 +81,7 @@ async def read_request(received: h11.Request, client: HttpConnection) -> Request
     body = bytearray()
     while len(body) <= KEPT:
         try:
-            async with asyncio.timeout(PAUSE):
-                event = await client.receive()
+            event = await client.receive(PAUSE)
         except TimeoutError as exc:
             text = f"The request stopped in the middle for {PAUSE:g} s."
             raise ProblemError("request_slow", text) from exc
