@@ -6,8 +6,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-POSIX = sys.platform != "win32"
-
 
 def private_file_fault(path: Path) -> str | None:
     """Return in words why the secret in `path` must not be used, with the repair, or None.
@@ -25,7 +23,7 @@ def private_file_fault(path: Path) -> str | None:
         return f"{path} cannot be read ({exc.strerror}). Make it readable for this user only."
     if not stat.S_ISREG(info.st_mode):
         return f"{path} is not a regular file."
-    if POSIX:
+    if sys.platform != "win32":
         if info.st_uid not in (0, os.geteuid()):
             return f"{path} belongs to another user. chown it to the user who runs the tunnel."
         if info.st_mode & 0o077:
@@ -65,7 +63,7 @@ def write_private(path: Path, content: bytes, *, replace: bool) -> None:
             os.fsync(file.fileno())
         if replace:
             temporary.replace(path)
-        elif POSIX:
+        elif sys.platform != "win32":
             path.hardlink_to(temporary)  # atomic, and fails where the name is taken
             temporary.unlink()
         else:
@@ -73,7 +71,7 @@ def write_private(path: Path, content: bytes, *, replace: bool) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    if POSIX:
+    if sys.platform != "win32":
         directory = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(directory)
