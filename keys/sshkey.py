@@ -73,7 +73,8 @@ def authorized_line(public: str, targets: list[str], comment: str) -> str:
     """Return the authorized_keys line that lets this key forward to `targets` and nothing else.
 
     Each option closes a door that sshd(8) leaves open: without permitlisten a client may open
-    listeners on the droplet, without command it may run one.
+    listeners on the droplet, without command it may run one. Listening on a Unix socket is the
+    door that only sshd_config(5) closes (AllowStreamLocalForwarding).
 
     Args:
         public: "type base64".

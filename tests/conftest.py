@@ -84,7 +84,9 @@ async def start(sshd: Sshd, target: Target, relay: Relay, tmp_path: Path) -> Asy
     """
     stack = contextlib.AsyncExitStack()
     known_hosts = tmp_path / "known_hosts"
-    known_hosts.write_text(f"[127.0.0.1]:{relay.port} {sshd.host_key}\n")
+    known_hosts.write_text(
+        f"[127.0.0.1]:{relay.port} {sshd.host_key}\n[127.0.0.1]:{sshd.port} {sshd.host_key}\n"
+    )
     base = Settings(
         file=tmp_path / "home" / "config.toml",
         ssh=Ssh(
