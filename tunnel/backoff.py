@@ -36,7 +36,8 @@ class Backoff:
         The first retry after a good connection is immediate: most losses are of the connection,
         not of the droplet.
         """
-        ceiling = 0.0 if self.failures == 0 else min(CAP, BASE * 2.0 ** (self.failures - 1))
+        doublings = min(self.failures - 1, 16)  # a float overflows after a night offline
+        ceiling = 0.0 if self.failures == 0 else min(CAP, BASE * 2.0**doublings)
         self.failures += 1
         return self.uniform(0.0, ceiling)
 

@@ -71,7 +71,7 @@ class ControlServer:
         """Stop listening and remove the file, unless another tunnel has replaced it."""
         if self._server is not None:
             self._server.close()
-        with contextlib.suppress(OSError, ValueError, KeyError):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             if json.loads(self._file.read_bytes())["secret"] == self._secret.hex():
                 self._file.unlink()
 

@@ -6,8 +6,8 @@ from typing import TypeVar
 
 from .problems import Problem, ProblemError
 
-REQUESTS = 256
-BYTES = 64 << 20
+REQUESTS = 4096  # a minute at a request every 15 ms
+BYTES = 64 << 20  # of bodies
 
 T = TypeVar("T")
 

@@ -120,9 +120,6 @@ class Link:
                 else:
                     await self._serve(connection)
         finally:
-            if self.connection is not None:
-                self.connection.abort()
-                self.connection = None
             await self._take(Event.STOP)
 
     async def _take(self, event: Event) -> None:
@@ -152,6 +149,9 @@ class Link:
         _log.info("link up", extra={"connects": self.connects})
         try:
             await self._watch(connection)
+        except BaseException:
+            connection.abort()
+            raise
         finally:
             self.connection = None
         self._backoff.lived(loop.time() - began)

@@ -9,7 +9,6 @@ import pytest
 from tests.conftest import Running, Start
 from tests.faults import Relay
 from tunnel import ssh, wire
-from tunnel.settings import Address
 
 LATE = 0.020  # seconds; far from a prompt answer (1 ms) and from a delayed ACK (40 ms)
 

@@ -1,0 +1,44 @@
+from tunnel.backoff import CAP, SLOW, SUSTAINED, Backoff
+
+
+def highest(low: float, high: float) -> float:
+    assert low <= high
+    return high
+
+
+def test_the_first_retry_is_immediate_and_the_rest_grow_to_the_cap() -> None:
+    backoff = Backoff(highest)
+    assert [backoff.next() for _ in range(8)] == [0.0, 0.5, 1.0, 2.0, 4.0, 8.0, CAP, CAP]
+
+
+def test_the_jitter_is_full() -> None:
+    asked: list[tuple[float, float]] = []
+
+    def note(low: float, high: float) -> float:
+        asked.append((low, high))
+        return low
+
+    backoff = Backoff(note)
+    for _ in range(4):
+        backoff.next()
+    assert asked == [(0.0, 0.0), (0.0, 0.5), (0.0, 1.0), (0.0, 2.0)]
+
+
+def test_a_flapping_connection_is_not_forgiven() -> None:
+    backoff = Backoff(highest)
+    for _ in range(5):
+        backoff.lived(SUSTAINED - 0.1)
+        last = backoff.next()
+    assert last == 4.0
+    backoff.lived(SUSTAINED)
+    assert backoff.next() == 0.0
+
+
+def test_permanent_refusals_are_retried_slowly() -> None:
+    assert Backoff(lambda low, high: low).slow() >= SLOW
+    assert Backoff(highest).slow() <= 2 * SLOW
+
+
+def test_a_thousand_failures_do_not_overflow() -> None:
+    backoff = Backoff(highest)
+    assert all(backoff.next() <= CAP for _ in range(2000))

@@ -1,0 +1,29 @@
+"""Documents that repeat what the code says are compared with it."""
+
+import re
+from pathlib import Path
+
+from tunnel.lifecycle import diagram
+from tunnel.problems import CATALOGUE
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_diagram_is_the_table() -> None:
+    assert diagram() in (ROOT / "ARCHITECTURE.md").read_text()
+
+
+def test_troubleshooting_names_every_code_with_its_numbers_and_remedy() -> None:
+    rows = {}
+    for line in (ROOT / "docs" / "troubleshooting.md").read_text().splitlines():
+        if found := re.match(r"\| `(\w+)` \| (\d+) \| (-\d+) \| .+ \| (.+) \|$", line):
+            rows[found[1]] = (int(found[2]), int(found[3]), found[4])
+    assert rows == {code: tuple(entry) for code, entry in CATALOGUE.items()}
+
+
+def test_exit_codes_of_the_readme_are_those_of_the_help() -> None:
+    from tunnel.cli import EXIT_CODES
+
+    told = set(re.findall(r"^  (\d+) ", EXIT_CODES, re.MULTILINE))
+    readme = (ROOT / "README.md").read_text()
+    assert told == set(re.findall(r"^\| (\d+) \|", readme, re.MULTILINE))
