@@ -17,6 +17,7 @@ from .sockets import Listening
 
 BUFFER = 1 << 20  # bytes written and not yet taken, after which the other side is paused
 LIMIT = 512  # connections at a time; sshd keeps a file descriptor for each
+SPARES = 2  # channels opened ahead: while one is taken up, the next is a round trip away
 SPARE_AGE = 30.0  # seconds that a channel opened ahead of need is kept
 
 _log = logging.getLogger(__name__)
@@ -101,8 +102,8 @@ class Forward:
         self._hold = hold
         self._tasks: set[asyncio.Task[None]] = set()
         self._slots = asyncio.Semaphore(LIMIT)
-        self._spare: _End | None = None
-        self._warming: asyncio.Task[None] | None = None
+        self._spares: list[_End] = []
+        self._warming: set[asyncio.Task[None]] = set()
         self.rule = rule
         self.listening = Listening(rule.listen, self._accept)
         self.connections = 0
@@ -147,9 +148,10 @@ class Forward:
         Raises:
             ProblemError: the droplet cannot or may not reach the target.
         """
-        spare, self._spare = self._spare, None
-        if spare is not None and not spare.ended and not spare.lost:
-            return spare
+        while self._spares:
+            spare = self._spares.pop()
+            if not spare.ended and not spare.lost:
+                return spare
         while True:
             connection = await self._link.ready()
             try:
@@ -159,37 +161,39 @@ class Forward:
                     raise
 
     def _warm(self) -> None:
-        """Open a channel for the next client, so that it need not wait a round trip for it."""
-        if self._spare is None and self._warming is None:
-            self._warming = asyncio.ensure_future(self._open_spare())
+        """Open channels for the next clients, so that they need not wait a round trip for one."""
+        while len(self._spares) + len(self._warming) < SPARES:
+            task = asyncio.ensure_future(self._open_spare())
+            self._warming.add(task)
+            task.add_done_callback(self._warming.discard)
 
     async def _open_spare(self) -> None:
         connection = self._link.connection
+        if connection is None:
+            return
         try:
-            if connection is None:
-                return
             spare = await connection.open(_End, self.rule.target)
         except ProblemError as exc:
             _log.debug("no spare", extra={"forward": self.rule.name, "problem": exc.problem})
         else:
-            self._spare = spare
-            asyncio.get_running_loop().call_later(SPARE_AGE, self._drop_spare, spare)
-        finally:
-            self._warming = None
+            self._spares.append(spare)
+            asyncio.get_running_loop().call_later(SPARE_AGE, self._drop, spare)
 
-    def _drop_spare(self, spare: _End | None) -> None:
-        if spare is not None and self._spare is spare:
-            self._spare = None
+    def _drop(self, spare: _End) -> None:
+        if spare in self._spares:
+            self._spares.remove(spare)
             if spare.transport is not None:
                 spare.transport.abort()
 
     def abandon(self, connection: Connection) -> None:
-        """Drop the spare of an SSH connection that was given up; joined ones may recover."""
-        self._drop_spare(self._spare)
+        """Drop the spares of an SSH connection that was given up; joined ones may recover."""
+        for spare in list(self._spares):
+            self._drop(spare)
 
     def stop(self) -> None:
         """Stop accepting and end what is open: nobody can tell when a raw connection is done."""
         self.listening.close()
-        self._drop_spare(self._spare)
-        for task in self._tasks:
+        for spare in list(self._spares):
+            self._drop(spare)
+        for task in (*self._tasks, *self._warming):
             task.cancel()

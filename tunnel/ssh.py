@@ -100,6 +100,8 @@ class Carrier:
         a second time: they are worth waiting for while a new connection serves the others.
         """
         self._give_up()
+        if self._connection.is_closed():
+            return  # a timer set now would keep it in memory
         self._connection.set_keepalive(2.0, int(LINGER / 2.0))
         if self._channels <= 0:
             self._connection.close()

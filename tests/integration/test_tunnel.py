@@ -1,6 +1,7 @@
 """The main job over a real sshd: what goes through, and what happens when the link does not."""
 
 import asyncio
+import gc
 import hashlib
 import json
 import socket
@@ -8,6 +9,7 @@ import struct
 import time
 
 import aiohttp
+import asyncssh
 import pytest
 
 from tests.conftest import Running, Start
@@ -369,6 +371,22 @@ async def test_a_burst_of_connections_leaves_nothing_behind(start: Start, sshd: 
     # What sshd holds open: its own few files, the connection, a spare or two. No channel is left.
     (session,) = [one for one in sshd.sessions() if not one.children()]
     await run.until(lambda: session.num_fds() < 24, 20)
+
+
+async def test_connections_that_were_replaced_are_not_kept_in_memory(
+    start: Start, relay: Relay
+) -> None:
+    run = await start()
+    for connects in range(2, 12):
+        relay.reset_all()
+        await run.until(lambda goal=connects: run.tunnel.snapshot().paths[0].connects >= goal)  # type: ignore[misc]
+    await run.until_state("up")
+
+    def kept() -> int:
+        gc.collect()
+        return sum(isinstance(one, asyncssh.SSHClientConnection) for one in gc.get_objects())
+
+    await run.until(lambda: kept() == 1)
 
 
 async def test_status_and_down_over_the_control_channel(start: Start) -> None:
