@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from .backoff import Backoff
 from .channels import P
 from .lifecycle import Event, State, after
-from .problems import Problem
+from .problems import Problem, ProblemError
 from .settings import Address
 
 TICK = 0.25  # seconds between looks at a connection that is up
@@ -75,14 +75,12 @@ class Link:
     def __init__(
         self,
         connect: Callable[[], Awaitable[Connection]],
-        judge: Callable[[Exception], tuple[Event, Problem]],
         *,
         keepalive: float,
         uniform: Callable[[float, float], float] = random.uniform,
         wall: Callable[[], float] = time.time,
     ) -> None:
         self._connect = connect
-        self._judge = judge
         self._keepalive = keepalive
         self._wall = wall
         self._backoff = Backoff(uniform)
@@ -115,8 +113,9 @@ class Link:
             while True:
                 try:
                     connection = await self._connect()
-                except Exception as exc:  # noqa: BLE001  every failure is named by `judge`
-                    await self._fail(exc)
+                except ProblemError as exc:
+                    _log.debug("connect failed", exc_info=exc)
+                    await self._fail(exc.problem)
                 else:
                     await self._serve(connection)
         finally:
@@ -128,16 +127,12 @@ class Link:
         async with self._changed:
             self._changed.notify_all()
 
-    async def _fail(self, exc: Exception) -> None:
-        event, self.problem = self._judge(exc)
-        _log.debug("connect failed", exc_info=exc)
-        if self.problem != self._told:  # once, not on every try
-            self._told = self.problem
-            _log.warning("link down", extra={"problem": self.problem})
-        await self._take(event)
-        await self._wait(
-            self._backoff.slow() if event is Event.REFUSED else self._backoff.next(),
-        )
+    async def _fail(self, problem: Problem) -> None:
+        if problem != self._told:  # once, not on every try
+            _log.warning("link down", extra={"problem": problem})
+        self.problem = self._told = problem
+        await self._take(Event.REFUSED if problem.permanent else Event.LOST)
+        await self._wait(self._backoff.slow() if problem.permanent else self._backoff.next())
 
     async def _serve(self, connection: Connection) -> None:
         loop = asyncio.get_running_loop()

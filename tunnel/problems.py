@@ -108,6 +108,10 @@ CATALOGUE: dict[str, Entry] = {
 }
 
 
+# What no second try can mend before somebody acts.
+PERMANENT = frozenset({"auth_denied", "host_key_changed", "host_key_unknown", "key_unusable"})
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
     """One occurrence: a code from the catalogue, and what happened in words (no secrets)."""
@@ -129,6 +133,11 @@ class Problem:
     def remedy(self) -> str:
         """What to do about it."""
         return self.entry.remedy
+
+    @property
+    def permanent(self) -> bool:
+        """Whether trying again cannot help until somebody acts."""
+        return self.code in PERMANENT
 
     def __str__(self) -> str:
         return f"{self.message} {self.remedy}"

@@ -19,7 +19,6 @@ from asyncssh.packet import String
 from keys.files import private_file_fault
 
 from .channels import P, open_channel
-from .lifecycle import Event
 from .problems import Problem, ProblemError
 from .settings import Address, Hop, Ssh
 from .wire import Wire
@@ -205,10 +204,10 @@ def _common(settings: Ssh) -> dict[str, Any]:
 
 
 async def connect(settings: Ssh) -> Carrier:
-    """Make, verify and authenticate one connection to the droplet.
+    """Make, verify and authenticate one connection to the droplet, through the jump hosts if any.
 
     Raises:
-        Exception: whatever `judge` can name.
+        ProblemError: with the first hop that failed, and why.
     """
     if settings.identity is not None and (fault := private_file_fault(settings.identity)):
         raise ProblemError("key_unusable", fault)
@@ -219,9 +218,12 @@ async def connect(settings: Ssh) -> Carrier:
         try:
             async with asyncio.timeout(DIAL + HANDSHAKE):
                 connection = await _handshake(dialler, hop, settings)
-        except BaseException:
+        except BaseException as exc:
             if via is not None:
                 via.abort()
+            if isinstance(exc, Exception):
+                problem = judge(exc, hop, settings)
+                raise ProblemError(problem.code, problem.message) from exc
             raise
         if via is not None:
             connection.set_tunnel(via)
@@ -243,41 +245,37 @@ async def _handshake(dialler: _Dialler, hop: Hop, settings: Ssh) -> asyncssh.SSH
     return await asyncssh.connect(hop.host, tunnel=dialler, **options)
 
 
-def judge(exc: Exception, settings: Ssh) -> tuple[Event, Problem]:
-    """Name a failure to connect, and say whether trying again soon can help.
-
-    Decided by the exception's type, never by its text.
-    """
-    where = f"{settings.host}:{settings.port or 22}"
+def judge(exc: Exception, hop: Hop, settings: Ssh) -> Problem:
+    """Name a failure to connect to `hop`: by the exception's type, never by its text."""
+    where = f"{hop.host}:{hop.port or 22}"
     match exc:
         case ProblemError():
-            permanent = exc.problem.code == "key_unusable"
-            return (Event.REFUSED if permanent else Event.LOST), exc.problem
+            return exc.problem
         case asyncssh.PermissionDenied():
-            who = settings.user or "this user"
-            return Event.REFUSED, Problem("auth_denied", f"{where} does not let {who} in.")
+            who = hop.user or "this user"
+            return Problem("auth_denied", f"{where} does not let {who} in.")
+        case asyncssh.HostKeyNotVerifiable() if _knows(settings, hop):
+            text = f"{where} shows another host key than the one that is pinned."
+            return Problem("host_key_changed", text)
         case asyncssh.HostKeyNotVerifiable():
-            if _knows(settings):
-                text = f"{where} shows another host key than the one that is pinned."
-                return Event.REFUSED, Problem("host_key_changed", text)
             text = f"The host key of {where} is not in {settings.known_hosts}."
-            return Event.REFUSED, Problem("host_key_unknown", text)
+            return Problem("host_key_unknown", text)
         case asyncssh.KeyImportError() | asyncssh.KeyEncryptionError():
             text = f"{settings.identity} is not a private key that can be read without passphrase."
-            return Event.REFUSED, Problem("key_unusable", text)
+            return Problem("key_unusable", text)
         case TimeoutError():
-            return Event.LOST, Problem("handshake_timeout", f"{where} is too slow to answer.")
+            return Problem("handshake_timeout", f"{where} is too slow to answer.")
+        case asyncssh.ChannelOpenError():
+            return Problem("connect_failed", f"The jump host cannot reach {where}.")
         case _:
             text = f"No SSH connection to {where} ({type(exc).__name__})."
-            return Event.LOST, Problem("handshake_failed", text)
+            return Problem("handshake_failed", text)
 
 
-def _knows(settings: Ssh) -> bool:
-    """Return whether known_hosts holds any key for the droplet."""
+def _knows(settings: Ssh, hop: Hop) -> bool:
+    """Return whether known_hosts holds any key for `hop`."""
     try:
-        found = asyncssh.match_known_hosts(
-            str(settings.known_hosts), settings.host, "", settings.port
-        )
+        found = asyncssh.match_known_hosts(str(settings.known_hosts), hop.host, "", hop.port)
     except (OSError, ValueError):
         return False
     return any(found[:3])

@@ -40,11 +40,10 @@ class Tunnel:
         uniform: Callable[[float, float], float] = random.uniform,
     ) -> None:
         connect = functools.partial(ssh.connect, settings.ssh)
-        judge = functools.partial(ssh.judge, settings=settings.ssh)
         self._settings = settings
         self._started = time.time()
         self._stop = asyncio.Event()
-        self._link = Link(connect, judge, keepalive=settings.ssh.keepalive, uniform=uniform)
+        self._link = Link(connect, keepalive=settings.ssh.keepalive, uniform=uniform)
         self._path = SshPath(self._link, settings.ssh.target)
         self._listener = Listener(settings, self._path)
         self._forwards: list[Forward] = []

@@ -8,9 +8,9 @@ import pytest
 
 from tunnel import link as module
 from tunnel.channels import P
-from tunnel.lifecycle import Event, State
+from tunnel.lifecycle import State
 from tunnel.link import Link
-from tunnel.problems import Problem
+from tunnel.problems import ProblemError
 from tunnel.settings import Address
 
 
@@ -75,10 +75,8 @@ class Script:
         return connection
 
 
-def judge(exc: Exception) -> tuple[Event, Problem]:
-    if isinstance(exc, PermissionError):
-        return Event.REFUSED, Problem("auth_denied", "no")
-    return Event.LOST, Problem("connect_failed", str(exc))
+AWAY = ProblemError("connect_failed", "away")
+DENIED = ProblemError("auth_denied", "no")
 
 
 class Clock:
@@ -98,7 +96,6 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def make(script: Script, keepalive: float = 0.1, wall: Callable[[], float] | None = None) -> Link:
     return Link(
         script.connect,
-        judge,
         keepalive=keepalive,
         uniform=lambda low, high: low,
         wall=wall or Clock(),
@@ -130,7 +127,7 @@ async def test_the_first_connection_may_fail_and_is_told_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.INFO, "tunnel")
-    script = Script(*(OSError("away") for _ in range(4)))
+    script = Script(*(AWAY for _ in range(4)))
     link = make(script)
     task = asyncio.ensure_future(link.run())
     await link.ready()
@@ -140,7 +137,7 @@ async def test_the_first_connection_may_fail_and_is_told_once(
 
 
 async def test_a_permanent_refusal_is_retried_slowly_and_at_once_when_asked() -> None:
-    script = Script(PermissionError())
+    script = Script(DENIED)
     link = make(script)
     task = asyncio.ensure_future(link.run())
     await until(lambda: link.state is State.FAILED)
@@ -225,7 +222,7 @@ async def test_a_jump_of_the_clock_makes_it_look() -> None:
 
 async def test_a_jump_of_the_clock_ends_a_wait() -> None:
     clock = Clock()
-    script = Script(PermissionError())
+    script = Script(DENIED)
     link = make(script, wall=clock)
     task = asyncio.ensure_future(link.run())
     await until(lambda: link.state is State.FAILED)
