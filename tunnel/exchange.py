@@ -57,6 +57,9 @@ class Exchange:
         """HTTP status that the client was given."""
         self.standing = False
         """Whether the answer is a stream that the service may keep open for ever."""
+        self.waiting = False
+        """Whether no path is up and the request waits for one."""
+        self._left = False
 
     async def run(self) -> None:
         """See the request through to its answer.
@@ -87,12 +90,22 @@ class Exchange:
             finally:
                 self._path.pool.release(upstream)
 
+    def if_stopped(self) -> Problem:
+        """Return what the client is to be told when the tunnel stops before the answer began."""
+        if self._left and not self._request.repeatable:
+            return Problem("outcome_unknown", "The tunnel was stopped.")
+        return Problem("stopping", "The tunnel was stopped.")
+
     async def _connection(self) -> Upstream:
         """Return a connection to the service, waiting for a path within the hold's bounds."""
         while True:
             if not self._path.up:
                 size = len(self._request.body)
-                await self._hold.wait(self._path.ready(), size, self._path.problem)
+                self.waiting = True
+                try:
+                    await self._hold.wait(self._path.ready(), size, self._path.problem)
+                finally:
+                    self.waiting = False
             try:
                 return await self._path.pool.acquire(repeatable=self._request.repeatable)
             except ProblemError as exc:
@@ -109,6 +122,7 @@ class Exchange:
             else:
                 service.write(self._request.head)
                 pump = asyncio.ensure_future(self._pump(service))
+            self._left = True
             await self._relay(service, await self._answer(service))
         except ConnectionGoneError as exc:
             raise self._broken(upstream) from exc

@@ -66,7 +66,8 @@ class Listener:
         self._stopping = True
         self.listening.close()
         for task, client in self._tasks.items():
-            if client.exchange is None or client.exchange.standing:
+            exchange = client.exchange
+            if exchange is None or exchange.standing or exchange.waiting:
                 task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=GRACE)
@@ -86,8 +87,10 @@ class Listener:
                     break
                 client.next_message()
             client.close()
-        except (ConnectionGoneError, ClientGoneError):
+        except ConnectionGoneError:
             client.close()
+        except ClientGoneError:
+            client.abort()  # an answer cut short must not look whole
         except asyncio.CancelledError:
             self._cut(client)
             raise
@@ -145,6 +148,11 @@ class Listener:
         except ProblemError as exc:
             problem = exc.problem
         except (ConnectionGoneError, ClientGoneError, h11.RemoteProtocolError):
+            raise
+        except asyncio.CancelledError:
+            exchange = client.exchange
+            if self._stopping and request and exchange and not exchange.begun:
+                self._answer(client, exchange.if_stopped(), request.message)
             raise
         except Exception:  # noqa: BLE001  a defect must cost one request, not the tunnel
             _log.exception("defect")
@@ -205,10 +213,10 @@ class Listener:
 
     def _cut(self, client: "_Client") -> None:
         """End a connection whose task was cancelled: its client left, or the tunnel stops."""
-        if client.state.our_state is h11.IDLE:
-            client.close()
-        else:
+        if client.state.our_state is h11.SEND_BODY:
             client.abort()
+        else:
+            client.close()
 
 
 class _Client(HttpConnection):

@@ -57,6 +57,7 @@ CATALOGUE: dict[str, Entry] = {
     "hold_expired": Entry(503, -32053, f"No path came up in time. {_NOT_SENT}"),
     "hold_full": Entry(503, -32053, f"Too much is waiting already. {_NOT_SENT}"),
     "busy": Entry(503, -32053, f"Too many requests run at once. {_NOT_SENT}"),
+    "stopping": Entry(503, -32053, f"Start the tunnel again. {_NOT_SENT}"),
     "target_refused": Entry(
         502,
         -32052,

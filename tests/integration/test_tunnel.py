@@ -402,6 +402,29 @@ async def test_status_and_down_over_the_control_channel(start: Start) -> None:
     await asyncio.wait_for(run.task, 10)
 
 
+async def test_what_waits_or_runs_is_told_when_the_tunnel_stops(start: Start, relay: Relay) -> None:
+    run = await start()
+    body = call("tools/call", 5)
+    running = asyncio.ensure_future(run.client.post(f"{run.url}/silent", json=body))
+    await run.until(lambda: run.tunnel.snapshot().running == 1)
+    await asyncio.sleep(0.1)
+    began = time.monotonic()
+    run.tunnel.stop()
+    told = await (await running).json()
+    assert (told["id"], told["error"]["data"]["code"]) == (5, "outcome_unknown")
+    assert time.monotonic() - began < 7
+
+    relay.refuse()
+    waiting = await start(up=False)
+    held = asyncio.ensure_future(waiting.client.post(f"{waiting.url}/count", json=body))
+    await waiting.until(lambda: waiting.tunnel.snapshot().held == 1)
+    began = time.monotonic()
+    waiting.tunnel.stop()
+    told = await (await held).json()
+    assert told["error"]["data"]["code"] == "stopping"
+    assert time.monotonic() - began < 1
+
+
 async def test_running_requests_are_finished_when_told_to_stop(start: Start) -> None:
     run = await start()
     # Fast enough to end within the grace that running requests are given.
