@@ -133,6 +133,13 @@ class HttpConnection(asyncio.Protocol):
             and self.state.their_state is h11.DONE
         )
 
+    def _may_be_http(self) -> bool:
+        """Whether what has come of a status line may still become one; h11 waits for its end."""
+        if self.state.their_state is not h11.SEND_RESPONSE:
+            return True
+        begun = self.state.trailing_data[0][:5]
+        return b"HTTP/".startswith(begun)
+
     async def receive(self, within: float | None = None) -> h11.Event:
         """Return the next event of the other side, if need be within so many seconds of silence.
 
@@ -146,6 +153,8 @@ class HttpConnection(asyncio.Protocol):
             if event is h11.NEED_DATA:
                 if self._lost:
                     raise ConnectionGoneError
+                if self._role is h11.CLIENT and not self._may_be_http():
+                    raise h11.RemoteProtocolError("that is no HTTP/1.1 response")
                 self._unread = 0
                 self._wake = self._loop.create_future()
                 if self._reading_paused and self.transport:
