@@ -42,13 +42,13 @@ def live_line(snapshot: Snapshot, now: float) -> Text:
     """Return the line: state, path, latency, requests, reconnects."""
     line = Text("● ", style="green" if snapshot.up else "red")
     line.append("; ".join(describe(path, now) for path in snapshot.paths), style="bold")
-    line.append(f"  {snapshot.requests} requests")
+    line.append(f"  {snapshot.requests} request{'' if snapshot.requests == 1 else 's'}")
     if snapshot.running:
         line.append(f", {snapshot.running} running")
     if snapshot.held:
         line.append(f", {snapshot.held} waiting")
     reconnects = sum(max(path.connects - 1, 0) for path in snapshot.paths)
-    line.append(f"  {reconnects} reconnects", style="dim")
+    line.append(f"  {reconnects} reconnect{'' if reconnects == 1 else 's'}", style="dim")
     return line
 
 
