@@ -15,14 +15,14 @@ def private_file_fault(path: Path) -> str | None:
     """
     try:
         info = path.stat()
+        if not stat.S_ISREG(info.st_mode):
+            return f"{path} is not a regular file."
         with path.open("rb"):
             pass
     except FileNotFoundError:
         return f"{path} does not exist. `catalyst-tunnel init` makes a key."
     except OSError as exc:
         return f"{path} cannot be read ({exc.strerror}). Make it readable for this user only."
-    if not stat.S_ISREG(info.st_mode):
-        return f"{path} is not a regular file."
     if sys.platform != "win32":
         if info.st_uid not in (0, os.geteuid()):
             return f"{path} belongs to another user. chown it to the user who runs the tunnel."

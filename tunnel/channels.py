@@ -138,7 +138,7 @@ async def open_channel(
     count: Callable[[int], None],
     *,
     deadline: float = DEADLINE,
-) -> P:
+) -> tuple[ChannelTransport, P]:
     """Open a channel to `host`:`port` as the droplet sees it, and run `factory()` on it.
 
     `count` is told +1 when a channel opens and -1 when it is gone.
@@ -148,10 +148,9 @@ async def open_channel(
             the connection ended meanwhile), target_timeout.
     """
     protocol = factory()
+    session = _Session(protocol, count)
     opening: _Opening = asyncio.ensure_future(
-        connection.create_connection(
-            lambda: _Session(protocol, count), host, port, window=WINDOW, max_pktsize=PACKET
-        )
+        connection.create_connection(lambda: session, host, port, window=WINDOW, max_pktsize=PACKET)
     )
     try:
         # Shielded: asyncssh forgets to close a channel whose opening is cancelled (its #823).
@@ -169,4 +168,6 @@ async def open_channel(
     except asyncio.CancelledError:
         opening.add_done_callback(_abort_late)
         raise
-    return protocol
+    if session.transport is None:
+        raise ProblemError("link_lost", "The link was lost.")
+    return session.transport, protocol

@@ -26,7 +26,7 @@ Exit codes:
   2    usage or settings at fault, or an address is taken
   3    no tunnel is running
   4    a tunnel is running but no path is up
-  130  interrupted"""
+  130  interrupted before it was done; for `up`, by a second Ctrl-C"""
 
 
 def fail(text: str, code: int = 1) -> NoReturn:
@@ -89,6 +89,7 @@ def up(config: Path | None, log_format: str, verbose: bool) -> None:
         handler, beside = view, view.show
     log.configure(handler, "json" if log_format == "json" else "text", verbose=verbose)
 
+    from .control import ControlError
     from .sockets import PortTakenError
     from .up import run
 
@@ -99,7 +100,7 @@ def up(config: Path | None, log_format: str, verbose: bool) -> None:
     )
     try:
         run(settings, file.parent, beside, ready)
-    except PortTakenError as exc:
+    except (PortTakenError, ControlError) as exc:
         fail(str(exc), 2)
     except OSError as exc:
         fail(f"{exc.filename or file.parent}: {exc.strerror}", 1)
@@ -129,8 +130,8 @@ def _ask(config: Path | None, command: str) -> dict[str, Any]:
 @click.option("--json", "as_json", is_flag=True, help="Print the whole snapshot as JSON.")
 def status(config: Path | None, as_json: bool) -> None:
     """Send a request to the service and back, and tell what came of it."""
-    from .control import NotRunningError, ask
-    from .status import EXIT_NOT_RUNNING, Snapshot
+    from .control import ControlError, NotRunningError, ask
+    from .status import EXIT_NO_PATH, EXIT_NOT_RUNNING, EXIT_UP, Snapshot
 
     if as_json:
         try:
@@ -138,9 +139,14 @@ def status(config: Path | None, as_json: bool) -> None:
         except NotRunningError:
             click.echo(json.dumps({"up": False, "running": False}))
             sys.exit(EXIT_NOT_RUNNING)
+        except ControlError as exc:
+            fail(str(exc), 1)
         click.echo(json.dumps(data, indent=2))
-        sys.exit(Snapshot.from_json(data).exit_code)
-    snapshot = Snapshot.from_json(_ask(config, "status"))
+        sys.exit(EXIT_UP if data.get("up") else EXIT_NO_PATH)
+    try:
+        snapshot = Snapshot.from_json(_ask(config, "status"))
+    except (TypeError, KeyError):
+        fail("The running tunnel is of another version. Stop it and start it again.", 1)
     from .view import describe, duration
 
     now = time.time()

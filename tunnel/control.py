@@ -49,7 +49,7 @@ class ControlServer:
 
     def __init__(self, home: Path, commands: dict[str, Command]) -> None:
         self._file = control_file(home)
-        self._commands = commands
+        self._commands = {"who": self._who, **commands}
         self._secret = secrets.token_bytes(NONCE)
         self._server: asyncio.Server | None = None
 
@@ -57,8 +57,15 @@ class ControlServer:
         """Listen, and say where in the control file.
 
         Raises:
+            ControlError: another tunnel runs on this home.
             OSError: the file cannot be written.
         """
+        with contextlib.suppress(NotRunningError):
+            running = await ask(self._file.parents[1], "who")
+            raise ControlError(
+                f"A tunnel runs on {self._file.parents[1]} already (pid {running.get('pid')}). "
+                "Stop it first (catalyst-tunnel down), or give this one a home of its own."
+            )
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
         where = {
             "pid": os.getpid(),
@@ -66,6 +73,9 @@ class ControlServer:
             "secret": self._secret.hex(),
         }
         write_private(self._file, json.dumps(where).encode(), replace=True)
+
+    async def _who(self) -> dict[str, Any]:
+        return {"pid": os.getpid()}
 
     def stop(self) -> None:
         """Stop listening and remove the file, unless another tunnel has replaced it."""

@@ -12,6 +12,7 @@ that says "200" and dies can be asked again.
 """
 
 import asyncio
+import itertools
 from dataclasses import dataclass
 
 import h11
@@ -24,6 +25,8 @@ from .pool import Upstream
 from .problems import Problem, ProblemError
 from .request import Request
 from .sse import StreamTail
+
+ATTEMPTS = 20  # a read that outlives no connection is given up
 
 
 class ClientGoneError(Exception):
@@ -60,6 +63,7 @@ class Exchange:
         self.waiting = False
         """Whether no path is up and the request waits for one."""
         self._left = False
+        self._spoilt = False
 
     async def run(self) -> None:
         """See the request through to its answer.
@@ -69,7 +73,7 @@ class Exchange:
             ClientGoneError: there is nobody to tell.
         """
         asked_anew = False
-        while True:
+        for attempt in itertools.count(1):
             upstream = await self._connection()
             try:
                 await self._attempt(upstream)
@@ -78,9 +82,14 @@ class Exchange:
                 if self.begun:
                     self._break_off(broken.problem)
                     return
+                if self._spoilt:
+                    text = "The request's body is not what its head said."
+                    raise ProblemError("request_invalid", text) from broken
                 untouched = self._request.complete and upstream.http.written == 0
                 if not untouched and not self._request.repeatable:
                     raise ProblemError("outcome_unknown", broken.problem.message) from broken
+                if attempt == ATTEMPTS:
+                    raise ProblemError("link_lost", f"Lost {ATTEMPTS} times over.") from broken
                 if broken.by_service:
                     # A connection that had waited may have been closed for its age; one that
                     # was opened for this request was closed over it.
@@ -103,7 +112,7 @@ class Exchange:
                 size = len(self._request.body)
                 self.waiting = True
                 try:
-                    await self._hold.wait(self._path.ready(), size, self._path.problem)
+                    await self._hold.wait(self._path.ready(), size, lambda: self._path.problem)
                 finally:
                     self.waiting = False
             try:
@@ -159,6 +168,7 @@ class Exchange:
         except ConnectionGoneError:
             return  # whoever is gone, the answering half notices and decides
         except (h11.RemoteProtocolError, h11.LocalProtocolError):
+            self._spoilt = True
             service.abort()  # a body cut short must not reach the service as a whole one
 
     async def _answer(self, service: HttpConnection) -> h11.Response:
@@ -205,10 +215,18 @@ class Exchange:
                 raise ClientGoneError from exc
 
     def _tell(self, *events: h11.Event) -> None:
+        if self._client.speaks_1_0:  # it knows neither interim answers nor trailers
+            events = tuple(
+                h11.EndOfMessage() if isinstance(event, h11.EndOfMessage) else event
+                for event in events
+                if not isinstance(event, h11.InformationalResponse)
+            )
+            if not events:
+                return
         try:
             self._client.write(*events)
-        except ConnectionGoneError as exc:
-            raise ClientGoneError from exc
+        except (ConnectionGoneError, h11.LocalProtocolError) as exc:
+            raise ClientGoneError from exc  # gone, or out of step: both end with a reset
         self.begun = self.begun or not isinstance(events[0], h11.InformationalResponse)
 
     def _break_off(self, problem: Problem) -> None:
@@ -223,7 +241,4 @@ class Exchange:
                 problem = Problem("outcome_unknown", problem.message)
             told = mcp.error(problem, self._request.message)
             closing.append(h11.Data(data=b"event: message\ndata: " + told + b"\n\n"))
-        try:
-            self._tell(*closing, h11.EndOfMessage())
-        except h11.LocalProtocolError:
-            self._client.abort()  # the service had promised another length
+        self._tell(*closing, h11.EndOfMessage())

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable
 from typing import cast
 
+from .http import reset_on_close
 from .link import Connection, Link
 from .problems import Problem, ProblemError
 from .settings import ForwardRule
@@ -83,7 +84,14 @@ class _End(asyncio.Protocol):
         if self.ended and exc is None:
             peer.transport.close()
         else:
-            peer.transport.abort()  # a break stays a break on the other side
+            peer.break_off()  # a break stays a break on the other side
+
+    def break_off(self) -> None:
+        """Close so that the other side sees a break and not an end."""
+        if self.transport is not None:
+            if self.on_made is not None:  # a local end, over TCP
+                reset_on_close(self.transport)
+            self.transport.abort()
 
     def pause_writing(self) -> None:
         if self.peer is not None and self.peer.transport is not None and not self.peer.lost:
@@ -139,8 +147,7 @@ class Forward:
 
     def _refuse(self, local: _End, problem: Problem) -> None:
         _log.warning("forward refused", extra={"forward": self.rule.name, "problem": problem})
-        if local.transport is not None:
-            local.transport.abort()
+        local.break_off()
 
     async def _find(self) -> _End:
         """Return the far end of a channel to the target, opened ahead of need or now.

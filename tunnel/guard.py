@@ -6,12 +6,15 @@ talks to and Origin the page it acts for, and a page can set neither (Fetch stan
 request-headers). The MCP specification asks for this check (Transports, Security Warning).
 """
 
+import re
 from collections.abc import Iterable
 from ipaddress import ip_address
-from urllib.parse import urlsplit
 
 from .problems import Problem
 
+# RFC 3986 section 3.2 without userinfo. Parsers of URLs are more generous than is good here:
+# urllib takes "[::1]evil.example" for ::1.
+_AUTHORITY = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9._-]+))(?::([0-9]{1,5}))?")
 _SCHEMES = frozenset({"http", "https"})
 
 
@@ -27,14 +30,10 @@ def is_loopback(host: str) -> bool:
 
 def _hostname(authority: str) -> str | None:
     """Return the host of `host[:port]`, or None where it is not just that."""
-    try:
-        parts = urlsplit(f"//{authority}")
-        _ = parts.port  # raises where it is not a number in range
-    except ValueError:
+    match = _AUTHORITY.fullmatch(authority)
+    if match is None or int(match[3] or 0) > 65535:
         return None
-    if parts.netloc != authority or "@" in authority or parts.path or parts.query:
-        return None
-    return parts.hostname
+    return match[1] or match[2]
 
 
 def _origin_allowed(origin: str, allowed: frozenset[str]) -> bool:
@@ -54,14 +53,19 @@ def check(headers: Iterable[tuple[bytes, bytes]], allowed: frozenset[str]) -> Pr
     """
     hosts: list[bytes] = []
     origins: list[bytes] = []
+    cross_site = False
     for name, value in headers:
         if name == b"host":
             hosts.append(value)
         elif name == b"origin":
             origins.append(value)
+        elif name == b"sec-fetch-site":  # Fetch Metadata: sent where Origin is not, as for <img>
+            cross_site = cross_site or value.strip().lower() == b"cross-site"
     host = _hostname(hosts[0].decode("latin-1")) if len(hosts) == 1 else None
     if host is None or not is_loopback(host):
         return Problem("host_forbidden", "The Host header does not name this machine.")
+    if not origins and cross_site:
+        return Problem("origin_forbidden", "A page of another site may not use this tunnel.")
     if not all(_origin_allowed(value.decode("latin-1"), allowed) for value in origins):
         return Problem("origin_forbidden", "A page of another origin may not use this tunnel.")
     return None

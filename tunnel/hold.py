@@ -1,7 +1,7 @@
 """Holding requests while no path is up: bounded in time, in number and in bytes."""
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from .problems import Problem, ProblemError
@@ -10,6 +10,10 @@ REQUESTS = 4096  # a minute at a request every 15 ms
 BYTES = 64 << 20  # of bodies
 
 T = TypeVar("T")
+
+
+def _told(reason: Problem | None) -> str:
+    return f" {reason}" if reason else ""
 
 
 class Hold:
@@ -24,28 +28,27 @@ class Hold:
         self.held_bytes = 0
         """Bytes of bodies that wait with them."""
 
-    async def wait(self, ready: Awaitable[T], size: int, why: Problem | None) -> T:
+    async def wait(self, ready: Awaitable[T], size: int, why: Callable[[], Problem | None]) -> T:
         """Wait for `ready` on behalf of a request with `size` bytes of body.
 
         Args:
             ready: what the request waits for.
             size: bytes that are kept in memory meanwhile.
-            why: the reason that no path is up, told when the wait ends without success.
+            why: returns the reason that no path is up, told when the wait ends without success.
 
         Raises:
             ProblemError: hold_full at once, or hold_expired after `seconds`.
         """
-        reason = f" {why.message} {why.remedy}" if why else ""
         if self.waiting >= self._requests or self.held_bytes + size > self._size:
             asyncio.ensure_future(ready).cancel()
-            raise ProblemError("hold_full", f"The tunnel is down and its queue full.{reason}")
+            raise ProblemError("hold_full", f"The tunnel is down and its queue full.{_told(why())}")
         self.waiting += 1
         self.held_bytes += size
         try:
             async with asyncio.timeout(self.seconds):
                 return await ready
         except TimeoutError as exc:
-            text = f"The tunnel was down for {self.seconds:g} s.{reason}"
+            text = f"The tunnel was down for {self.seconds:g} s.{_told(why())}"
             raise ProblemError("hold_expired", text) from exc
         finally:
             self.waiting -= 1

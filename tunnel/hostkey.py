@@ -29,6 +29,7 @@ async def fetch(where: Address, expected: str | None) -> str:
         HostKeyError: the server cannot be asked, or no key of it has the fingerprint.
     """
     seen: list[str] = []
+    spoke = False  # whether it got as far as SSH at all
     for algorithm in _ALGORITHMS:
         try:
             async with asyncio.timeout(DEADLINE):
@@ -37,8 +38,11 @@ async def fetch(where: Address, expected: str | None) -> str:
                 )
         except TimeoutError as exc:
             raise HostKeyError(f"{where} did not answer within {DEADLINE:g} s.") from exc
-        except (asyncssh.KeyExchangeFailed, ConnectionResetError):
-            continue  # it has no key of this kind, and sshd hangs up on the question
+        except asyncssh.KeyExchangeFailed:
+            spoke = True
+            continue  # it has no key of this kind
+        except ConnectionResetError:
+            continue  # the same, of an sshd that hangs up on the question
         except OSError as exc:
             reason = exc.strerror or "the name does not resolve"
             raise HostKeyError(f"Cannot connect to {where}: {reason}.") from exc
@@ -46,10 +50,13 @@ async def fetch(where: Address, expected: str | None) -> str:
             raise HostKeyError(f"{where} does not speak SSH as it should.") from exc
         if key is None:
             continue
+        spoke = True
         public = " ".join(key.export_public_key("openssh").decode("ascii").split()[:2])
         if expected is None or fingerprint(public) == expected:
             return public
         seen.append(fingerprint(public))
+    if not spoke:
+        raise HostKeyError(f"{where} closes the connection before it shows a key: see its log.")
     if expected is None:
         raise HostKeyError(f"{where} offers no host key of a kind that is still trusted.")
     raise HostKeyError(

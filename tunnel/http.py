@@ -6,6 +6,9 @@ service behind the tunnel. It adds no header and changes none; framing follows R
 
 import asyncio
 import contextlib
+import socket
+import struct
+import sys
 from collections.abc import Callable, Iterable
 from typing import Literal, cast
 
@@ -13,6 +16,8 @@ import h11
 
 READ_AHEAD = 256 << 10  # bytes received and not yet asked for, after which reading pauses
 HEAD_LIMIT = 64 << 10  # bytes of request line or status line, with all header fields
+
+_LINGER = "hh" if sys.platform == "win32" else "ii"  # struct linger, setsockopt(2)
 
 Role = Literal["client", "server"]
 Headers = list[tuple[bytes, bytes]]
@@ -108,6 +113,11 @@ class HttpConnection(asyncio.Protocol):
         if self.on_gone is not None:
             self.on_gone()
 
+    def _resume_reading(self) -> None:
+        if self._reading_paused and self.transport is not None:
+            self._reading_paused = False
+            self.transport.resume_reading()
+
     def _wake_up(self) -> None:
         if self._wake is not None and not self._wake.done():
             self._wake.set_result(None)
@@ -123,6 +133,12 @@ class HttpConnection(asyncio.Protocol):
     def spoilt(self) -> bool:
         """Whether an idle connection is of no more use: ended, or spoken on out of turn."""
         return self._eof or bool(self.state.trailing_data[0])
+
+    @property
+    def speaks_1_0(self) -> bool:
+        """Whether the other side said HTTP/1.0."""
+        version = self.state.their_http_version
+        return version is not None and version < b"1.1"
 
     @property
     def reusable(self) -> bool:
@@ -157,9 +173,7 @@ class HttpConnection(asyncio.Protocol):
                     raise h11.RemoteProtocolError("that is no HTTP/1.1 response")
                 self._unread = 0
                 self._wake = self._loop.create_future()
-                if self._reading_paused and self.transport:
-                    self._reading_paused = False
-                    self.transport.resume_reading()  # may call data_received before it returns
+                self._resume_reading()  # may call data_received before it returns
                 async with asyncio.timeout(within) if within else _NO_TIMEOUT:
                     await self._wake
                 continue
@@ -195,6 +209,7 @@ class HttpConnection(asyncio.Protocol):
         self.state.start_next_cycle()
         self.written = 0
         self._unread = 0
+        self._resume_reading()
 
     async def linger(self, seconds: float) -> None:
         """End our half, and read what the other side still sends until it ends its own.
@@ -206,9 +221,7 @@ class HttpConnection(asyncio.Protocol):
             return
         with contextlib.suppress(OSError, RuntimeError):
             self.transport.write_eof()
-        if self._reading_paused:
-            self._reading_paused = False
-            self.transport.resume_reading()
+        self._resume_reading()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 while not self._eof:
@@ -223,13 +236,25 @@ class HttpConnection(asyncio.Protocol):
     def abort(self) -> None:
         """Close at once, so that the other side sees a break and not an end."""
         if self.transport is not None:
+            if self._role is h11.SERVER:
+                reset_on_close(self.transport)
             self.transport.abort()
+
+
+def reset_on_close(transport: asyncio.Transport) -> None:
+    """Make the close of a TCP transport a reset: to a client, FIN may mean "that was all"."""
+    sock = transport.get_extra_info("socket")
+    if sock is not None:
+        with contextlib.suppress(OSError):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack(_LINGER, 1, 0))
 
 
 def end_to_end(headers: Iterable[tuple[bytes, bytes]]) -> Headers:
     """Return `headers` without those that belong to one hop, and those that Connection names.
 
-    RFC 9110 section 7.6.1. Order, duplicates and letter case stay.
+    RFC 9110 section 7.6.1; order, duplicates and letter case stay. What frames or routes the
+    message is kept whatever Connection says, and a length beside a chunked body is dropped
+    (RFC 9112 section 6.3), so that nobody behind us reads another message than we did.
     """
     pairs = list(headers)
     named = {
@@ -238,8 +263,14 @@ def end_to_end(headers: Iterable[tuple[bytes, bytes]]) -> Headers:
         if name.lower() == b"connection"
         for token in value.split(b",")
     }
-    drop = _HOP_BY_HOP | named
+    drop = _HOP_BY_HOP | {name for name in named if not _is_protected(name)}
+    if header(pairs, b"transfer-encoding"):
+        drop |= {b"content-length"}
     return [(name, value) for name, value in pairs if name.lower() not in drop]
+
+
+def _is_protected(name: bytes) -> bool:
+    return name in (b"host", b"content-length", b"content-type") or name.startswith(b"mcp-")
 
 
 def header(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> bytes:

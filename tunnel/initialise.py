@@ -6,10 +6,10 @@ import platform
 from dataclasses import dataclass
 from pathlib import Path
 
-from keys.files import make_private_directory, write_private
+from keys.files import write_private
 from keys.sshkey import authorized_line, make_key, public_half
 
-from .settings import Address, Settings
+from .settings import Address, Settings, parse
 
 KEY = Path("keys") / "ssh_ed25519"
 
@@ -56,14 +56,16 @@ target = {quoted(answers.target)}  # as the droplet sees the service
 
 
 def write_settings(file: Path, answers: Answers) -> None:
-    """Write the settings file.
+    """Write the settings file, if it would be a good one.
 
     Raises:
+        SettingsError: the answers are at fault; nothing is written.
         FileExistsError: there is one already.
         OSError: it cannot be written.
     """
-    make_private_directory(file.parent)
-    write_private(file, render(answers).encode(), replace=False)
+    text = render(answers)
+    parse(file, text)
+    write_private(file, text.encode(), replace=False)
 
 
 def ensure_key(path: Path) -> tuple[str, bool]:

@@ -98,11 +98,14 @@ class Listener:
             self._refuse(client, exc)
             await client.linger(LINGER)
             client.close()
+        except Exception:  # noqa: BLE001  whatever a defect is, no client may be left hanging
+            _log.exception("defect")
+            client.abort()
 
     async def _next_head(self, client: "_Client") -> h11.Request:
         """Return the next request's head; its client may idle before it, but not inside it."""
         loop = asyncio.get_running_loop()
-        begun = False
+        begun = client.spoilt  # a pipelined head may have begun already
 
         def begin() -> None:
             nonlocal begun
@@ -110,7 +113,7 @@ class Listener:
             deadline.reschedule(loop.time() + HEAD_PAUSE)
 
         try:
-            async with asyncio.timeout(IDLE) as deadline:
+            async with asyncio.timeout(HEAD_PAUSE if begun else IDLE) as deadline:
                 client.on_data = begin
                 event = await client.receive()
         except TimeoutError as exc:

@@ -38,7 +38,7 @@ class TextFormatter(logging.Formatter):
         parts += [f"{key}={value}" for key, value in fields.items()]
         if isinstance(problem, Problem):
             parts.append(f"[{problem.code}] {problem}")
-        line = " ".join(parts).replace("\n", " ")
+        line = "".join(one if one.isprintable() else repr(one)[1:-1] for one in " ".join(parts))
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
 

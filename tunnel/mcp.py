@@ -5,6 +5,7 @@ Streamable HTTP). Nothing here rewrites a message; it is read once, to decide.
 """
 
 import json
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,8 +91,15 @@ def parse(body: bytes) -> Message | None:
         read=all(method in READS for method in methods if isinstance(method, str))
         and all(isinstance(method, str) for method in methods),
         batch=batch,
-        name=methods[0] if isinstance(methods[0], str) else "response",
+        name=_name(methods[0]),
     )
+
+
+def _name(method: object) -> str:
+    """Return what the log calls a message; a client's free text stays out of it."""
+    if not isinstance(method, str):
+        return "response"
+    return method if re.fullmatch(r"[A-Za-z0-9_./$-]{1,64}", method) else "other"
 
 
 def error(problem: Problem, message: Message | None) -> bytes:

@@ -5,7 +5,7 @@ be up while nothing answers behind it, so a probe, a request to the service and 
 """
 
 import asyncio
-import contextlib
+import logging
 from dataclasses import dataclass
 
 import h11
@@ -15,6 +15,8 @@ from .link import Connection, Link
 from .pool import Pool, Upstream
 from .problems import Problem, ProblemError
 from .settings import Address
+
+_log = logging.getLogger(__name__)
 
 PROBE_EVERY = 30.0  # seconds between probes
 PROBE_DEADLINE = 5.0  # seconds for an answer
@@ -41,6 +43,7 @@ class SshPath:
         self.target = target
         self.pool = Pool(self._open)
         self.health = Health(False, None, None, None)
+        self._told: str | None = None
         link.on_lost.append(self.pool.abandon)
 
     @property
@@ -114,14 +117,25 @@ class SshPath:
 
     async def upkeep(self) -> None:
         """Probe each time the link comes up, and every `PROBE_EVERY` seconds, until cancelled."""
-        seen: Connection | None = None
         while True:
             seen = await self.link.ready()
-            await self.probe()
+            answered = self.health.answered
+            health = await self.probe()
+            if health.answered != answered or health.problem is not None:
+                self._tell(health)
             self.pool.warm()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(PROBE_EVERY):
-                    await seen.lost
+            await asyncio.wait({seen.lost}, timeout=PROBE_EVERY)  # which leaves `lost` alone
+
+    def _tell(self, health: Health) -> None:
+        """Log what a probe found, where it is news."""
+        code = health.problem.code if health.problem else ""
+        if code == self._told:
+            return
+        self._told = code
+        if health.problem is None:
+            _log.info("service answers", extra={"status": health.status})
+        else:
+            _log.warning("service does not answer", extra={"problem": health.problem})
 
     def close(self) -> None:
         """Close all its connections."""

@@ -68,9 +68,16 @@ async def read_request(received: h11.Request, client: HttpConnection) -> Request
     """Return the request that begins with `received`, its body read where it is to be kept.
 
     Raises:
-        ProblemError: request_slow, where the client pauses inside the body.
+        ProblemError: request_invalid, where its framing is ambiguous; request_slow, where the client pauses inside the body.
         h11.RemoteProtocolError, http.ConnectionGoneError: see `HttpConnection.receive`.
     """
+    framings = [
+        header(received.headers, b"transfer-encoding"),
+        header(received.headers, b"content-length"),
+    ]
+    if all(framings):
+        text = "A request may be chunked or have a length, not both (RFC 9112, 6.1)."
+        raise ProblemError("request_invalid", text)
     head = h11.Request(
         method=received.method, target=received.target, headers=_forwardable(received)
     )

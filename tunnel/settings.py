@@ -23,7 +23,12 @@ PATHS = ("ssh", "https")
 def home() -> Path:
     """Return the directory of settings, keys and state: $CATALYST_HOME or ~/.catalyst-tunnel."""
     given = os.environ.get("CATALYST_HOME")
-    return Path(given).expanduser() if given else Path.home() / ".catalyst-tunnel"
+    if not given:
+        return Path.home() / ".catalyst-tunnel"
+    try:
+        return Path(given).expanduser()
+    except RuntimeError:
+        return Path(given)  # "~nobody": a directory of that name, then
 
 
 class Address(NamedTuple):
@@ -146,7 +151,12 @@ def load(file: Path) -> Settings:
     Raises:
         SettingsError: with every fault that there is.
     """
-    return _load(file, files_too=True)
+    settings, faults = _parse(file, _text(file))
+    if settings is not None and "ssh" in settings.paths:
+        faults += _file_faults(file, settings.ssh)
+    if settings is None or faults:
+        raise SettingsError(faults)
+    return settings
 
 
 def load_unchecked(file: Path) -> Settings:
@@ -155,26 +165,42 @@ def load_unchecked(file: Path) -> Settings:
     Raises:
         SettingsError: with every fault that the file itself has.
     """
-    return _load(file, files_too=False)
+    return parse(file, _text(file))
 
 
-def _load(file: Path, *, files_too: bool) -> Settings:
+def parse(file: Path, text: str) -> Settings:
+    """Return the settings that `text` would be as the content of `file`.
+
+    Raises:
+        SettingsError: with every fault that it has.
+    """
+    settings, faults = _parse(file, text)
+    if settings is None or faults:
+        raise SettingsError(faults)
+    return settings
+
+
+def _text(file: Path) -> str:
     try:
-        content = tomllib.loads(file.read_text(encoding="utf-8"))
+        return file.read_text(encoding="utf-8-sig")  # editors on Windows write a byte order mark
     except FileNotFoundError:
         text = f"{file}: there is no such file. `catalyst-tunnel init` writes one."
         raise SettingsError([text]) from None
     except OSError as exc:
         raise SettingsError([f"{file}: cannot be read ({exc.strerror})"]) from exc
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
-        raise SettingsError([f"{file}: is not TOML: {exc}"]) from exc
+    except UnicodeDecodeError as exc:
+        raise SettingsError([f"{file}: is not TOML, which is UTF-8: {exc.reason}"]) from exc
+
+
+def _parse(file: Path, text: str) -> tuple[Settings | None, list[str]]:
+    try:
+        content = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as exc:
+        return None, [f"{file}: is not TOML: {exc}"]
+    except RecursionError:
+        return None, [f"{file}: is nested too deeply"]
     faults: list[str] = []
-    settings = _read(file, content, faults)
-    if files_too and "ssh" in settings.paths:
-        faults += _file_faults(file, settings.ssh)
-    if faults:
-        raise SettingsError(faults)
-    return settings
+    return _read(file, content, faults), faults
 
 
 def _read(file: Path, content: dict[str, Any], faults: list[str]) -> Settings:
@@ -228,7 +254,12 @@ def _paths(value: list[Any]) -> tuple[str, ...]:
 def _read_ssh(file: Path, table: Table, wanted: bool) -> Ssh:
     def beside(key: str, default: Path | None) -> Path | None:
         def read(value: str) -> Path:
-            return file.parent / Path(value).expanduser()
+            if not value.isprintable():
+                raise ValueError("must be the name of a file")
+            try:
+                return file.parent / Path(value).expanduser()
+            except RuntimeError:
+                raise ValueError("names the home of a user who does not exist") from None
 
         return table.take(key, str, default, read)
 

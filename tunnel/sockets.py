@@ -135,12 +135,10 @@ class Listening:
         self._factory = factory
         self._sockets = bind_loopback(address)
         self._servers: list[asyncio.Server] = []
+        self._closed = False
         self.address = Address(address.host, self._sockets[0].getsockname()[1])
-
-    @property
-    def addresses(self) -> list[str]:
+        self.addresses = [str(Address(*sock.getsockname()[:2])) for sock in self._sockets]
         """What is listened on, as "host:port"."""
-        return [str(Address(*sock.getsockname()[:2])) for sock in self._sockets]
 
     async def open(self) -> None:
         """Begin to accept."""
@@ -152,9 +150,9 @@ class Listening:
         """Look after the sockets until cancelled."""
         while True:
             await asyncio.sleep(LOOK_EVERY)
-            if any(sock.fileno() < 0 for sock in self._sockets):
+            if not self._closed and any(sock.fileno() < 0 for sock in self._sockets):
                 _log.warning("listening again", extra={"address": str(self.address)})
-                self.close()
+                self._close()
                 self._servers.clear()
                 try:
                     self._sockets = bind_loopback(self.address)
@@ -164,7 +162,11 @@ class Listening:
                 await self.open()
 
     def close(self) -> None:
-        """Stop accepting; connections that are open stay open."""
+        """Stop accepting for good; connections that are open stay open."""
+        self._closed = True
+        self._close()
+
+    def _close(self) -> None:
         for server in self._servers:
             server.close()
         for sock in self._sockets:

@@ -7,6 +7,7 @@ no agent and no ~/.ssh/config unless the settings ask for it.
 
 import asyncio
 import functools
+import os
 import socket
 from collections.abc import Callable
 from typing import Any, cast
@@ -18,7 +19,7 @@ from asyncssh.packet import String
 
 from keys.files import private_file_fault
 
-from .channels import P, open_channel
+from .channels import ChannelTransport, P, open_channel
 from .problems import Problem, ProblemError
 from .settings import Address, Hop, Ssh
 from .wire import Wire
@@ -47,8 +48,9 @@ class Carrier:
         self._channels = 0
         self.wire = wire
         self._given_up: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.lost: asyncio.Future[None] = asyncio.ensure_future(connection.wait_closed())
-        self.lost.add_done_callback(lambda _: self._give_up())
+        self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._end = asyncio.ensure_future(connection.wait_closed())
+        self._end.add_done_callback(self._ended)
 
     async def open(self, factory: Callable[[], P], target: Address) -> P:
         """Open a channel to `target` and run `factory()` on it.
@@ -66,9 +68,9 @@ class Carrier:
             if not opening.done():
                 opening.cancel()
         if not self.alive:
-            opening.add_done_callback(_look_at)
+            opening.add_done_callback(_drop)
             raise ProblemError("link_lost", "The link was lost.")
-        return opening.result()
+        return opening.result()[1]
 
     @property
     def alive(self) -> bool:
@@ -79,6 +81,11 @@ class Carrier:
         self._channels += change
         if self._given_up.done() and self._channels <= 0:
             self._connection.close()
+
+    def _ended(self, _: object) -> None:
+        self._give_up()
+        if not self.lost.done():
+            self.lost.set_result(None)
 
     def _give_up(self) -> None:
         if not self._given_up.done():
@@ -110,10 +117,10 @@ class Carrier:
         self._connection.abort()
 
 
-def _look_at(opening: asyncio.Future[Any]) -> None:
-    """Take note of an error that nobody waits for any longer."""
-    if not opening.cancelled():
-        opening.exception()
+def _drop(opening: asyncio.Future[tuple[ChannelTransport, Any]]) -> None:
+    """Close a channel that nobody waits for any longer, or take note of the error."""
+    if not opening.cancelled() and opening.exception() is None:
+        opening.result()[0].abort()
 
 
 class _Dialler:
@@ -179,7 +186,7 @@ async def _dial(host: str, port: int) -> socket.socket:
     except socket.gaierror as exc:
         raise ProblemError("dns_failed", f"The name {host} does not resolve.") from exc
     except OSError as exc:
-        reason = exc.strerror or "connection failed"
+        reason = os.strerror(exc.errno) if exc.errno else "connection failed"
         raise ProblemError("connect_failed", f"Cannot connect to {where}: {reason}.") from exc
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return sock
@@ -191,7 +198,7 @@ def _common(settings: Ssh) -> dict[str, Any]:
         "known_hosts": str(settings.known_hosts),
         "encryption_algs": list(_CIPHERS),
         "compression_algs": ["none"],
-        "login_timeout": HANDSHAKE,
+        "login_timeout": 0,  # the deadline is ours, so that it has a name of its own
         "keepalive_interval": 0,
         "x509_trusted_certs": None,
         "gss_host": None,
@@ -239,9 +246,11 @@ async def _handshake(dialler: _Dialler, hop: Hop, settings: Ssh) -> asyncssh.SSH
     if hop.port is not None:
         options["port"] = hop.port
     if settings.use_ssh_config and not settings.jumps:
-        configured = asyncssh.SSHClientConnectionOptions(host=hop.host, **options)
+        configured = asyncssh.SSHClientConnectionOptions(host=hop.host, config=(), **options)
         if configured.tunnel or configured.proxy_command:
-            return await asyncssh.connect(hop.host, **options)  # its own ProxyJump dials
+            # Its own ProxyJump or ProxyCommand dials, out of sight of any wire of ours.
+            options |= {"keepalive_interval": settings.keepalive / 2, "keepalive_count_max": 2}
+            return await asyncssh.connect(hop.host, **options)
     return await asyncssh.connect(hop.host, tunnel=dialler, **options)
 
 
@@ -263,6 +272,9 @@ def judge(exc: Exception, hop: Hop, settings: Ssh) -> Problem:
         case asyncssh.KeyImportError() | asyncssh.KeyEncryptionError():
             text = f"{settings.identity} is not a private key that can be read without passphrase."
             return Problem("key_unusable", text)
+        case ValueError():  # UnicodeDecodeError among them
+            text = f"{settings.known_hosts} is not in the format of known_hosts(5)."
+            return Problem("host_key_unknown", text)
         case TimeoutError():
             return Problem("handshake_timeout", f"{where} is too slow to answer.")
         case asyncssh.ChannelOpenError():

@@ -16,6 +16,7 @@ from typing import Any
 from . import __version__, ssh
 from .control import ControlServer
 from .forward import Forward
+from .lifecycle import State
 from .link import Link
 from .listener import Listener
 from .paths import SshPath
@@ -155,7 +156,9 @@ class Tunnel:
         )
 
     async def _status(self) -> dict[str, Any]:
-        """Probe the way to the service, then tell."""
+        """Probe the way to the service, then tell; whoever asks may have mended what had failed."""
+        if self._link.state is State.FAILED:
+            self._link.look()
         await self._path.probe()
         return self.snapshot().to_json()
 

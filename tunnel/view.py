@@ -1,6 +1,7 @@
 """What a person sees in the terminal while `up` runs: events above, one live line below."""
 
 import asyncio
+import contextlib
 import logging
 import time
 
@@ -62,11 +63,13 @@ class TerminalView(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Print one event."""
         style = _STYLES.get(record.levelno, "dim")
-        self._console.print(Text(self.format(record), style=style))
+        with contextlib.suppress(OSError):  # the terminal is gone; the tunnel stays
+            self._console.print(Text(self.format(record), style=style))
 
     async def show(self, tunnel: Tunnel) -> None:
         """Keep the live line current until cancelled."""
-        with Live(console=self._console, auto_refresh=False, transient=True) as live:
+        live = Live(console=self._console, auto_refresh=False, transient=True)
+        with contextlib.suppress(OSError), live:
             while True:
                 live.update(live_line(tunnel.snapshot(), time.time()), refresh=True)
                 await asyncio.sleep(REFRESH)
