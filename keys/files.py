@@ -21,6 +21,8 @@ def private_file_fault(path: Path) -> str | None:
             pass
     except FileNotFoundError:
         return f"{path} does not exist. `catalyst-tunnel init` makes a key."
+    except ValueError:
+        return f"{str(path)!r} is not the name of a file."
     except OSError as exc:
         return f"{path} cannot be read ({exc.strerror}). Make it readable for this user only."
     if sys.platform != "win32":
@@ -38,7 +40,9 @@ def make_private_directory(path: Path) -> None:
     Raises:
         OSError: it cannot be made.
     """
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not path.parent.exists():
+        make_private_directory(path.parent)  # mkdir's own `parents` would leave these open
+    path.mkdir(mode=0o700, exist_ok=True)
 
 
 def write_private(path: Path, content: bytes, *, replace: bool) -> None:

@@ -4,6 +4,7 @@ import base64
 import hashlib
 from pathlib import Path
 
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
@@ -46,7 +47,7 @@ def public_half(path: Path) -> str:
     """
     try:
         key = load_ssh_private_key(path.read_bytes(), password=None)
-    except (ValueError, TypeError) as exc:
+    except (ValueError, TypeError, UnsupportedAlgorithm) as exc:
         raise KeyFileError(
             f"{path} is not an OpenSSH private key that can be read without a passphrase."
         ) from exc

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, replace
@@ -83,6 +84,7 @@ async def start(sshd: Sshd, target: Target, relay: Relay, tmp_path: Path) -> Asy
     The jitter is taken out unless `uniform` is given: a retry comes as early as it may.
     """
     stack = contextlib.AsyncExitStack()
+    numbers = itertools.count(1)
     known_hosts = tmp_path / "known_hosts"
     known_hosts.write_text(
         f"[127.0.0.1]:{relay.port} {sshd.host_key}\n[127.0.0.1]:{sshd.port} {sshd.host_key}\n"
@@ -108,7 +110,8 @@ async def start(sshd: Sshd, target: Target, relay: Relay, tmp_path: Path) -> Asy
         uniform: Callable[[float, float], float] = lambda low, high: low,
         **own: Any,
     ) -> Running:
-        settings = replace(base, ssh=replace(base.ssh, **(ssh or {})), **own)
+        file = tmp_path / f"home{next(numbers)}" / "config.toml"
+        settings = replace(base, file=file, ssh=replace(base.ssh, **(ssh or {})), **own)
         home = settings.file.parent
         tunnel = Tunnel(settings, home, uniform)
         ready = asyncio.Event()

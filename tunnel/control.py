@@ -22,6 +22,7 @@ from keys.files import private_file_fault, write_private
 
 NONCE = 32
 DEADLINE = 5.0  # seconds for the other side to answer, at each step
+ANSWER = 1 << 20  # bytes of an answer
 PROBE_TIME = 10.0  # seconds for a command: a probe has to go to the service and back
 
 Command = Callable[[], Awaitable[dict[str, Any]]]
@@ -119,14 +120,17 @@ async def ask(home: Path, command: str) -> dict[str, Any]:
     try:
         where = json.loads(file.read_bytes())
         port, secret = int(where["port"]), bytes.fromhex(where["secret"])
-    except (OSError, ValueError, KeyError, TypeError) as exc:
+        if not 0 < port < 65536:
+            raise ValueError
+    except (OSError, ValueError, KeyError, TypeError, OverflowError) as exc:
         raise ControlError(f"{file} is damaged. Stop the tunnel, then remove it.") from exc
     try:
         async with asyncio.timeout(DEADLINE):
-            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=ANSWER)
     except (OSError, TimeoutError) as exc:
         raise NotRunningError from exc  # it ended without time to remove its file
     try:
+        proven = False
         async with asyncio.timeout(DEADLINE):
             client = secrets.token_bytes(NONCE)
             writer.write(client)
@@ -134,13 +138,16 @@ async def ask(home: Path, command: str) -> dict[str, Any]:
             proof = await reader.readexactly(NONCE)
         if not hmac.compare_digest(proof, _proof(secret, b"server", client, server)):
             raise NotRunningError  # another program has the port now
+        proven = True
         writer.write(_proof(secret, b"client", client, server) + f"{command}\n".encode())
         async with asyncio.timeout(PROBE_TIME):
             answer = json.loads(await reader.readline())
+    except TimeoutError as exc:
+        if proven:
+            raise ControlError("The tunnel runs but does not answer.") from exc
+        raise NotRunningError from exc
     except (OSError, EOFError, ValueError) as exc:
         raise NotRunningError from exc
-    except TimeoutError as exc:
-        raise ControlError("The tunnel runs but does not answer.") from exc
     finally:
         writer.close()
     if not isinstance(answer, dict):

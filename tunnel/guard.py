@@ -14,7 +14,7 @@ from .problems import Problem
 
 # RFC 3986 section 3.2 without userinfo. Parsers of URLs are more generous than is good here:
 # urllib takes "[::1]evil.example" for ::1.
-_AUTHORITY = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9._-]+))(?::([0-9]{1,5}))?")
+_AUTHORITY = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9._-]+))(?::([0-9]{0,5}))?")
 _SCHEMES = frozenset({"http", "https"})
 
 

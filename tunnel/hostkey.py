@@ -41,7 +41,7 @@ async def fetch(where: Address, expected: str | None) -> str:
         except asyncssh.KeyExchangeFailed:
             spoke = True
             continue  # it has no key of this kind
-        except ConnectionResetError:
+        except (ConnectionResetError, asyncssh.ConnectionLost):
             continue  # the same, of an sshd that hangs up on the question
         except OSError as exc:
             reason = exc.strerror or "the name does not resolve"

@@ -29,7 +29,7 @@ def render(answers: Answers) -> str:
     """Return the settings file, with the defaults that people look for written out."""
 
     def quoted(text: object) -> str:
-        return json.dumps(str(text))  # a JSON string is a TOML basic string
+        return json.dumps(str(text), ensure_ascii=False)  # a JSON string is a TOML basic string
 
     return f"""\
 # catalyst-tunnel: `catalyst-tunnel up` reads this file. Paths are relative to it.

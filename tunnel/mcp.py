@@ -5,6 +5,7 @@ Streamable HTTP). Nothing here rewrites a message; it is read once, to decide.
 """
 
 import json
+import math
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -53,6 +54,10 @@ def _strict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return members
 
 
+def _refuse(constant: str) -> None:
+    raise ValueError(constant)  # NaN and Infinity are not JSON
+
+
 @dataclass(frozen=True, slots=True)
 class Message:
     """One POST's JSON-RPC content: the ids that wait for an answer, and whether all of it reads."""
@@ -69,7 +74,8 @@ def parse(body: bytes) -> Message | None:
     None is the careful answer: such a request counts as one that changes state.
     """
     try:
-        content = json.loads(body, object_pairs_hook=_strict)
+        text = body.decode("utf-8")  # json would guess, and take UTF-16 too
+        content = json.loads(text, object_pairs_hook=_strict, parse_constant=_refuse)
     except (ValueError, RecursionError):
         return None
     batch = isinstance(content, list)
@@ -85,6 +91,7 @@ def parse(body: bytes) -> Message | None:
         if isinstance(item.get("method"), str)
         and isinstance(item.get("id"), Id)
         and not isinstance(item["id"], bool)
+        and item["id"] not in (math.inf, -math.inf)  # 1e999, which cannot be said in return
     )
     return Message(
         ids=ids,

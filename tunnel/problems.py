@@ -2,7 +2,8 @@
 
 One catalogue serves the log, `status`, the HTTP answers and docs/troubleshooting.md (a test
 compares the two). HTTP statuses follow RFC 9110 section 15; the JSON-RPC codes are ours, from the
-range that JSON-RPC 2.0 section 5.1 leaves to servers (-32000 to -32099).
+part of the servers' range (JSON-RPC 2.0 section 5.1) that neither MCP nor its SDK uses: -32003 to
+-32019.
 """
 
 from dataclasses import dataclass
@@ -22,89 +23,89 @@ _NOT_SENT = "It was not sent, so it is safe to call again."
 
 CATALOGUE: dict[str, Entry] = {
     # The link: why the SSH connection is not up. Requests meet these as the reason in a 503.
-    "dns_failed": Entry(503, -32053, "Check [ssh] host and this machine's network."),
-    "connect_failed": Entry(503, -32053, f"{_DROPLET} [ssh] port must reach its sshd."),
-    "connect_timeout": Entry(503, -32053, f"{_DROPLET} A firewall may drop the port."),
+    "dns_failed": Entry(503, -32013, "Check [ssh] host and this machine's network."),
+    "connect_failed": Entry(503, -32013, f"{_DROPLET} [ssh] port must reach its sshd."),
+    "connect_timeout": Entry(503, -32013, f"{_DROPLET} A firewall may drop the port."),
     "handshake_timeout": Entry(
-        503, -32053, "The server accepted but did not finish the SSH handshake: look at its load."
+        503, -32013, "The server accepted but did not finish the SSH handshake: look at its load."
     ),
     "handshake_failed": Entry(
-        503, -32053, "Check that [ssh] host and port name an SSH server, and look at its log."
+        503, -32013, "Check that [ssh] host and port name an SSH server, and look at its log."
     ),
-    "link_lost": Entry(503, -32053, "Nothing to do: the link is being made again."),
+    "link_lost": Entry(503, -32013, "Nothing to do: the link is being made again."),
     "auth_denied": Entry(
         503,
-        -32053,
+        -32013,
         "Install the line that `catalyst-tunnel init --show-key` prints into the account's "
         "authorized_keys, and check [ssh] user and identity.",
     ),
     "host_key_changed": Entry(
         503,
-        -32053,
+        -32013,
         "Somebody may be impersonating the droplet. If its key was replaced on purpose, compare "
         "the fingerprint on the droplet (ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub), remove "
         "the old line from known_hosts and run `catalyst-tunnel init` again.",
     ),
     "host_key_unknown": Entry(
         503,
-        -32053,
+        -32013,
         "Run `catalyst-tunnel init`, which shows the fingerprint and pins it once confirmed.",
     ),
     "key_unusable": Entry(
-        503, -32053, "Fix the file that [ssh] identity names, or make a key with `init`."
+        503, -32013, "Fix the file that [ssh] identity names, or make a key with `init`."
     ),
     # The listener: answers to requests.
-    "hold_expired": Entry(503, -32053, f"No path came up in time. {_NOT_SENT}"),
-    "hold_full": Entry(503, -32053, f"Too much is waiting already. {_NOT_SENT}"),
-    "busy": Entry(503, -32053, f"Too many requests run at once. {_NOT_SENT}"),
-    "stopping": Entry(503, -32053, f"Start the tunnel again. {_NOT_SENT}"),
+    "hold_expired": Entry(503, -32013, f"No path came up in time. {_NOT_SENT}"),
+    "hold_full": Entry(503, -32013, f"Too much is waiting already. {_NOT_SENT}"),
+    "busy": Entry(503, -32013, f"Too many requests run at once. {_NOT_SENT}"),
+    "stopping": Entry(503, -32013, f"Start the tunnel again. {_NOT_SENT}"),
     "target_refused": Entry(
         502,
-        -32052,
+        -32012,
         "The droplet is reached but nothing listens on [ssh] target there: start the service. "
         "The request was not delivered, so it is safe to call again.",
     ),
     "target_prohibited": Entry(
         502,
-        -32052,
+        -32012,
         "sshd's policy forbids the target: permitopen or PermitOpen must name [ssh] target "
         "letter for letter (localhost is not 127.0.0.1).",
     ),
     "target_timeout": Entry(
         504,
-        -32054,
+        -32014,
         "The droplet could not reach [ssh] target in time. The request was not delivered.",
     ),
     "upstream_silent": Entry(
         504,
-        -32054,
+        -32016,
         "The service took the request and may still be at work on it: look at its log and state "
         "before you call again.",
     ),
     "upstream_invalid": Entry(
-        502, -32052, "What answers on [ssh] target does not speak HTTP/1.1: check the address."
+        502, -32012, "What answers on [ssh] target does not speak HTTP/1.1: check the address."
     ),
     "upstream_closed": Entry(
-        502, -32052, "The service closed the connection without an answer. Look at its log."
+        502, -32012, "The service closed the connection without an answer. Look at its log."
     ),
     "outcome_unknown": Entry(
         502,
-        -32055,
+        -32015,
         "The request left and no answer came back: it may have run, or not. Look at the service's "
         "state before you call again; it was not sent twice.",
     ),
     "host_forbidden": Entry(
-        403, -32043, "Use http://localhost or http://127.0.0.1 with the tunnel's port."
+        403, -32003, "Use http://localhost or http://127.0.0.1 with the tunnel's port."
     ),
     "origin_forbidden": Entry(
-        403, -32043, "If that web page may call the service, add it to [tunnel] allowed_origins."
+        403, -32003, "If that web page may call the service, add it to [tunnel] allowed_origins."
     ),
-    "method_refused": Entry(501, -32041, "A tunnel to one service does not offer this method."),
-    "request_invalid": Entry(400, -32040, "Send a well-formed HTTP/1.1 request."),
-    "request_slow": Entry(408, -32048, "Send the whole request without such pauses."),
-    "headers_too_large": Entry(431, -32041, "Send smaller header fields."),
+    "method_refused": Entry(501, -32011, "A tunnel to one service does not offer this method."),
+    "request_invalid": Entry(400, -32010, "Send a well-formed HTTP/1.1 request."),
+    "request_slow": Entry(408, -32008, "Send the whole request without such pauses."),
+    "headers_too_large": Entry(431, -32011, "Send smaller header fields."),
     "internal_error": Entry(
-        500, -32050, "This is a defect in catalyst-tunnel: please report it with the log."
+        500, -32019, "This is a defect in catalyst-tunnel: please report it with the log."
     ),
 }
 

@@ -68,7 +68,8 @@ async def read_request(received: h11.Request, client: HttpConnection) -> Request
     """Return the request that begins with `received`, its body read where it is to be kept.
 
     Raises:
-        ProblemError: request_invalid, where its framing is ambiguous; request_slow, where the client pauses inside the body.
+        ProblemError: request_invalid, where its framing is ambiguous; request_slow, where the
+            client pauses inside the body.
         h11.RemoteProtocolError, http.ConnectionGoneError: see `HttpConnection.receive`.
     """
     framings = [

@@ -41,6 +41,9 @@ class Address(NamedTuple):
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
+TWINS = {"127.0.0.1": "::1", "::1": "127.0.0.1", "localhost": "::1"}
+"""Loopback names, and what `localhost` means besides: clients may try either first."""
+
 SERVICE = Address("127.0.0.1", 5000)
 
 
@@ -133,7 +136,8 @@ def _hops(text: str) -> tuple[Hop, ...]:
         match = re.fullmatch(r"(?:([^\s@]+)@)?(?:\[([^\]\s]+)\]|([^\s:@]+))(?::(\d{1,5}))?", part)
         if match is None:
             raise ValueError('must be "[user@]host[:port]", several with commas between')
-        hops.append(Hop(match[1], match[2] or match[3], int(match[4]) if match[4] else None))
+        port = _port(int(match[4])) if match[4] else None
+        hops.append(Hop(match[1], match[2] or match[3], port))
     return tuple(hops)
 
 
@@ -239,9 +243,11 @@ def _read(file: Path, content: dict[str, Any], faults: list[str]) -> Settings:
         ("[tunnel]", settings.listen),
         *((f"[[forward]] {rule.name}", rule.listen) for rule in settings.forwards),
     ]:
-        if listen.port and listen in taken:
-            faults.append(f"{file}: {where} listen: {listen} is taken by {taken[listen]}")
-        taken[listen] = where
+        # 127.0.0.1, ::1 and localhost are bound together.
+        place = listen._replace(host="localhost") if listen.host in TWINS else listen
+        if listen.port and place in taken:
+            faults.append(f"{file}: {where} listen: {listen} is taken by {taken[place]}")
+        taken[place] = where
     return settings
 
 
@@ -309,8 +315,10 @@ def _read_forwards(file: Path, content: object, faults: list[str]) -> tuple[Forw
         return ()
     rules: list[ForwardRule] = []
     for number, values in enumerate(content, 1):
-        table = Table(f"{file}: [[forward]] {values.get('name', number)}", values, faults)
-        name = table.word("name")
+        called = values.get("name")
+        plain = isinstance(called, str) and called.isprintable()
+        table = Table(f"{file}: [[forward]] {called if plain else number}", values, faults)
+        name = table.word("name", blanks=True)
         listen = table.take("listen", str, None, _loopback_address)
         target = table.take("target", str, None, _target_address)
         table.rest()

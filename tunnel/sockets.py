@@ -12,7 +12,7 @@ import socket
 import sys
 from collections.abc import Callable
 
-from .settings import Address
+from .settings import TWINS, Address
 
 BACKLOG = 512  # connections that the system queues while we accept others
 LOOK_EVERY = 15.0  # seconds between looks at our own sockets
@@ -27,8 +27,7 @@ class PortTakenError(Exception):
 
 def _twin(address: Address) -> Address | None:
     """Return the same port on the other loopback: `localhost` means both, ::1 often first."""
-    twins = {"127.0.0.1": "::1", "::1": "127.0.0.1", "localhost": "::1"}
-    other = twins.get(address.host)
+    other = TWINS.get(address.host)
     return None if other is None else Address(other, address.port)
 
 

@@ -45,12 +45,13 @@ class StreamTail:
         data = b"\n".join(line[5:] for line in lines if line.startswith(b"data:"))
         try:
             message = json.loads(data)
-        except ValueError:
+        except (ValueError, RecursionError):
             return
-        if isinstance(message, dict) and ("result" in message or "error" in message):
-            answered = message.get("id")
-            if isinstance(answered, Id):
-                self._unanswered.discard(answered)
+        for one in message if isinstance(message, list) else [message]:
+            if isinstance(one, dict) and ("result" in one or "error" in one):
+                answered = one.get("id")
+                if isinstance(answered, Id):
+                    self._unanswered.discard(answered)
 
     @property
     def between_events(self) -> bool:

@@ -1,5 +1,6 @@
 """Reading one TOML table: every key is taken once, and every fault is kept, not only the first."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -38,7 +39,10 @@ class Table:
             return default
         value = self.values[key]
         if kind is float and type(value) is int:
-            value = float(value)
+            try:
+                value = float(value)
+            except OverflowError:
+                value = math.inf
         if type(value) is not kind:
             self.fault(key, f"must be {_NAMES[kind]}")
             return default
@@ -48,15 +52,16 @@ class Table:
             self.fault(key, str(exc))
             return default
 
-    def word(self, key: str, default: str | None = None) -> str | None:
-        """Take a string that is not empty and has no blanks around it."""
+    def word(self, key: str, *, blanks: bool = False) -> str | None:
+        """Take a string that is not empty, without blanks, or with `blanks` inside of it."""
 
         def read(value: str) -> str | None:
-            if not value or value != value.strip() or not value.isprintable():
+            good = value.isprintable() and value == value.strip() and value
+            if not good or (not blanks and len(value.split()) > 1):
                 raise ValueError("must be a plain word, not empty")
             return value
 
-        return self.take(key, str, default, read)
+        return self.take(key, str, None, read)
 
     def seconds(self, key: str, default: float, low: float, high: float) -> float:
         """Take a number of seconds between `low` and `high`."""

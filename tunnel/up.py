@@ -64,12 +64,18 @@ class Tunnel:
         """Serve until told to stop; `on_ready` is called once the addresses accept.
 
         Raises:
+            control.ControlError: another tunnel runs on this home.
             OSError: the control file cannot be written.
         """
         listenings = [self._listener.listening, *(one.listening for one in self._forwards)]
+        try:
+            await self._control.start()
+        except BaseException:
+            for listening in listenings:
+                listening.close()
+            raise
         for listening in listenings:
             await listening.open()
-        await self._control.start()
         on_ready()
         tasks = [
             asyncio.ensure_future(self._link.run()),

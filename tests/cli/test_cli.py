@@ -258,12 +258,12 @@ def test_permanent_refusals_are_said_once_with_the_remedy(
     spoil(ready, sshd)
     with Up(ready) as up:
         up.until(lambda: code in up.said())
-        done = tunnel("status", home=ready)
+        attempts = sshd.log().count("Connection from") or sshd.log().count("Connection closed")
+        assert attempts <= 2
+        done = tunnel("status", home=ready)  # which has it look once more
         assert done.returncode == 4
         assert code in done.stdout
         assert up.said().count(code) == 1
-        attempts = sshd.log().count("Connection from") or sshd.log().count("Connection closed")
-        assert attempts <= 2
         assert "Traceback" not in up.said()
 
 
@@ -280,6 +280,36 @@ def test_a_key_that_is_none(ready: Path) -> None:
     with Up(ready) as up:
         up.until(lambda: "key_unusable" in up.said())
         assert "Traceback" not in up.said()
+
+
+def test_one_tunnel_a_home(ready: Path) -> None:
+    with Up(ready) as up:
+        up.until(lambda: "link up" in up.said())
+        file = ready / "config.toml"
+        file.write_text(re.sub(r'listen = "[^"]+"', 'listen = "127.0.0.1:0"', file.read_text()))
+        second = tunnel("up", home=ready)
+        assert second.returncode == 2
+        assert f"pid {up.process.pid}" in second.stderr
+        assert tunnel("status", home=ready).returncode == 4  # the first is still the one
+
+
+@pytest.mark.parametrize("option", ["--listen=0.0.0.0:1", "--target=x:0", "--ssh-user=a b"])
+def test_init_writes_nothing_that_up_would_refuse(home: Path, option: str) -> None:
+    done = tunnel("init", "--yes", "--ssh-host", "droplet", option, home=home)
+    assert done.returncode == 2
+    assert list(home.iterdir()) == []
+
+
+def test_status_of_a_damaged_control_file(home: Path) -> None:
+    (home / "run").mkdir(mode=0o700)
+    file = home / "run" / "up.json"
+    file.write_text("garbage")
+    file.chmod(0o600)
+    for arguments in (["status"], ["status", "--json"], ["down"]):
+        done = tunnel(*arguments, home=home)
+        assert done.returncode == 1
+        assert "damaged" in done.stderr
+        assert "Traceback" not in done.stderr
 
 
 def test_a_port_that_is_taken(ready: Path) -> None:

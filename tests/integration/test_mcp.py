@@ -156,7 +156,7 @@ async def test_a_tool_call_that_is_cut_is_told_with_its_id(
         relay.reset_all()
         with pytest.raises(MCPError) as told:
             await asyncio.wait_for(calling, 10)
-        assert told.value.error.code == -32055
+        assert told.value.error.code == -32015
         assert "may have run" in told.value.error.message
         # The client lives on, and the service was asked once.
         assert (await read(client, "catalyst://system/health"))["status"] == "ok"
@@ -179,7 +179,7 @@ async def test_calls_under_cuts_run_at_most_once(run: Running, relay: Relay) -> 
                     await client.call_tool("start_trading_cycle", arguments)
                     answered.add(note)
                 except MCPError as exc:
-                    assert exc.error.code == -32055, exc
+                    assert exc.error.code == -32015, exc
                     unknown.add(note)
 
     async def cuts() -> None:

@@ -250,6 +250,67 @@ async def test_a_standing_stream_ends_cleanly_when_the_link_breaks(
             assert await got.content.read() == b""
 
 
+async def test_a_chunked_answer_with_a_length_is_what_its_chunks_are(start: Start) -> None:
+    both = OK + b"Content-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n" + chunk(b"hello")
+    async with tunnel_to(start, says(both + b"0\r\n\r\n")) as (run, _):
+        got = await raw(run, get())
+        assert b"content-length" not in got.lower()
+        assert b"hello" in got
+
+
+@pytest.mark.parametrize("body", [CALL, None], ids=["json", "stream"])
+async def test_connection_cannot_name_away_what_frames_a_message(
+    start: Start, body: object
+) -> None:
+    seen: list[bytes] = []
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(OK + b"Content-Length: 2\r\n\r\nok")
+
+    async with tunnel_to(start, script) as (run, _):
+        read = globals()["read_request"]
+
+        async def note(reader: asyncio.StreamReader) -> bytes:
+            seen.append(await read(reader))
+            return seen[-1]
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(globals(), "read_request", note)
+            content = json.dumps(body).encode() if body else b"hello"
+            kind = b"application/json" if body else b"text/plain"
+            got = await raw(
+                run,
+                b"POST /x HTTP/1.1\r\nHost: localhost\r\nContent-Type: " + kind + b"\r\n"
+                b"Connection: close, Content-Length, Host, Content-Type, Mcp-Session-Id\r\n"
+                b"Mcp-Session-Id: 1\r\nContent-Length: %d\r\n\r\n" % len(content) + content,
+            )
+        assert b" 200 OK" in got
+        request = next(one for one in seen if one.startswith(b"POST"))
+        assert request.endswith(content)
+        assert b"Mcp-Session-Id: 1" in request
+
+
+async def test_an_old_client_gets_no_interim_answers_and_no_trailers(start: Start) -> None:
+    hints = b"HTTP/1.1 103 Early Hints\r\n\r\n"
+    trailers = chunk(b"hello") + b"0\r\nX-Trailer: 1\r\n\r\n"
+    answer = hints + OK + b"Transfer-Encoding: chunked\r\n\r\n" + trailers
+    async with tunnel_to(start, says(answer)) as (run, _):
+        got = await raw(run, b"GET / HTTP/1.0\r\nHost: localhost\r\n\r\n")
+        assert b"103" not in got
+        assert b"X-Trailer" not in got
+        assert got.endswith(b"\r\n\r\nhello")
+
+
+async def test_a_cut_answer_to_an_old_client_is_a_reset_and_no_end(start: Start) -> None:
+    half = OK + b"Transfer-Encoding: chunked\r\n\r\n" + chunk(b"hello")
+    async with tunnel_to(start, says(half, close=True)) as (run, _):
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(run.url.rpartition(":")[2]))
+        writer.write(b"POST / HTTP/1.0\r\nHost: localhost\r\n\r\n")
+        with pytest.raises(ConnectionResetError):
+            await asyncio.wait_for(reader.read(), 10)
+        writer.close()
+
+
 async def test_a_service_that_speaks_out_of_turn_harms_nobody(start: Start) -> None:
     """What follows an answer must not be taken for the answer to somebody else."""
     one = OK + b"Content-Length: 2\r\n\r\nok"

@@ -59,6 +59,11 @@ async def test_ssh_config_is_read_only_when_asked_for(
     async with run.client.get(f"{run.url}/one") as answer:
         assert answer.status == 200
 
+    (tmp_path / ".ssh" / "config").open("a").write("  ProxyCommand /bin/false\n")
+    proxied = await start(ssh={**alias, "identity": None, "use_ssh_config": True}, up=False)
+    await proxied.until(lambda: proxied.tunnel.snapshot().paths[0].problem is not None)
+    assert proxied.tunnel.snapshot().paths[0].state != "up"
+
     other = replace(run.settings.ssh, use_ssh_config=False, identity=sshd.identity)
     blind = await start(ssh=other.__dict__, up=False)
     await blind.until(lambda: blind.tunnel.snapshot().paths[0].problem is not None)

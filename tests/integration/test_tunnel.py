@@ -15,6 +15,7 @@ import pytest
 from tests.conftest import Running, Start
 from tests.droplet import Sshd, Target
 from tests.faults import Relay
+from tunnel import paths, sockets
 
 
 def call(method: str, caller: int | str = 1, **params: object) -> dict[str, object]:
@@ -196,7 +197,7 @@ async def test_a_call_in_flight_is_told_and_never_repeated(
     told = await answer.json()
     assert answer.status == 502
     assert (told["id"], told["error"]["data"]["code"]) == (9, "outcome_unknown")
-    assert told["error"]["code"] == -32055
+    assert told["error"]["code"] == -32015
 
 
 async def test_twenty_cuts_under_load_lose_no_read(start: Start, relay: Relay) -> None:
@@ -258,6 +259,44 @@ async def test_a_dead_link_is_noticed_when_idle(start: Start, relay: Relay) -> N
     assert time.monotonic() - began < 10.0
 
 
+async def test_a_link_that_nothing_happens_to_stays(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(paths, "PROBE_EVERY", 0.05)
+    run = await start()
+    probes = 0
+    probe = run.tunnel._path.probe
+
+    async def counted() -> paths.Health:
+        nonlocal probes
+        probes += 1
+        return await probe()
+
+    monkeypatch.setattr(run.tunnel._path, "probe", counted)
+    async with run.client.get(f"{run.url}/sse/20/40") as stream:
+        text = await stream.text()
+    assert text.count("data:") == 20
+    await run.until(lambda: probes >= 5)
+    assert run.tunnel.snapshot().paths[0].connects == 1
+
+
+async def test_a_stopping_tunnel_does_not_listen_again(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sockets, "LOOK_EVERY", 0.02)
+    run = await start()
+    running = asyncio.ensure_future(
+        run.client.post(f"{run.url}/sse/10/40", json=call("tools/call"))
+    )
+    await (await running).content.readany()
+    run.tunnel.stop()
+    port = int(run.url.rpartition(":")[2])
+    await asyncio.sleep(0.2)
+    with pytest.raises(OSError, match=r"refused|Connect call failed"):
+        await asyncio.open_connection("127.0.0.1", port)
+    assert run.tunnel.snapshot().listen  # status can still tell
+
+
 async def test_a_client_that_leaves_ends_the_request_behind(start: Start, target: Target) -> None:
     run = await start()
     waiting = asyncio.ensure_future(run.client.get(f"{run.url}/silent"))
@@ -277,7 +316,7 @@ async def test_a_client_that_leaves_ends_the_request_behind(start: Start, target
         (
             b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 3\r\n"
             b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\nabc",
-            b"",
+            b"400",
         ),
         (b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: -1\r\n\r\n", b"400"),
         (b"CONNECT evil:443 HTTP/1.1\r\nHost: localhost\r\n\r\n", b"501"),
