@@ -61,10 +61,14 @@ class ControlServer:
             ControlError: another tunnel runs on this home.
             OSError: the file cannot be written.
         """
-        with contextlib.suppress(NotRunningError):
-            running = await ask(self._file.parents[1], "who")
+        home = self._file.parents[1]
+        try:
+            running = await ask(home, "who")
+        except (NotRunningError, ControlError):
+            pass  # nobody there: a file that was left behind, damaged or not, is replaced
+        else:
             raise ControlError(
-                f"A tunnel runs on {self._file.parents[1]} already (pid {running.get('pid')}). "
+                f"A tunnel runs on {home} already (pid {running.get('pid')}). "
                 "Stop it first (catalyst-tunnel down), or give this one a home of its own."
             )
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)

@@ -162,15 +162,15 @@ class Link:
         """Wait for `delay` seconds; end early when the machine slept or somebody says look."""
         loop = asyncio.get_running_loop()
         end = loop.time() + delay
-        wall_end = self._wall() + delay
         event = Event.RETRY_DUE
         self._look.clear()
         while (left := end - loop.time()) > 0:
+            before = self._wall()
             try:
                 async with asyncio.timeout(min(left, 1.0)):
                     await self._look.wait()
             except TimeoutError:
-                if self._wall() <= wall_end + JUMP:
+                if self._wall() - before <= JUMP:
                     continue
             event = Event.WOKE
             break

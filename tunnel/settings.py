@@ -10,7 +10,6 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
 from keys.files import private_file_fault
 
@@ -107,7 +106,7 @@ def parse_address(text: str) -> Address:
     Raises:
         ValueError: it is neither; the message says what is wrong.
     """
-    match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([^\s:\[\]/]+)):(\d{1,5})", text)
+    match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9._-]+)):([0-9]{1,5})", text)
     if match is None:
         raise ValueError('must be "host:port", e.g. "127.0.0.1:5000"')
     port = int(match[3])
@@ -143,8 +142,11 @@ def _hops(text: str) -> tuple[Hop, ...]:
 
 def _origins(value: list[Any]) -> frozenset[str]:
     for item in value:
-        parts = urlsplit(item) if isinstance(item, str) else urlsplit("")
-        if not (parts.scheme and parts.netloc) or parts.path or parts.query or parts.fragment:
+        # As a browser writes it (RFC 6454 section 6.2): lower case, without a default port.
+        if not isinstance(item, str) or not re.fullmatch(
+            r"(http(?!.*:80$)|https(?!.*:443$)|(?!https?:)[a-z][a-z0-9+.-]*)://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:[0-9]{1,5})?",
+            item,
+        ):
             raise ValueError('must be a list of origins such as "https://app.example.com"')
     return frozenset(value)
 

@@ -45,7 +45,10 @@ class StreamTail:
         data = b"\n".join(line[5:] for line in lines if line.startswith(b"data:"))
         try:
             message = json.loads(data)
-        except (ValueError, RecursionError):
+        except RecursionError:  # like the overlong: more than a notice holds
+            self._unanswered.clear()
+            return
+        except ValueError:
             return
         for one in message if isinstance(message, list) else [message]:
             if isinstance(one, dict) and ("result" in one or "error" in one):
