@@ -129,19 +129,19 @@ class _Dialler:
     def __init__(self, via: asyncssh.SSHClientConnection | None = None) -> None:
         self._via = via
         self.wire: Wire | None = None
+        self.nudge: Callable[[], None] | None = None
         self.logger = asyncssh.logging.logger
 
     async def create_connection(
         self, factory: Callable[[], asyncssh.SSHClientConnection], host: str, port: int
     ) -> tuple[object, asyncssh.SSHClientConnection]:
         connection = factory()
-        nudge = _lean(connection)
+        self.nudge = _lean(connection)
         if self._via is not None:
             await self._via.create_connection(lambda: cast(Any, connection), host, port)
             return None, connection
         sock = await _dial(host, port)
         wire = Wire(cast(asyncio.Protocol, connection), sock)
-        wire.nudge = nudge
         self.wire = wire
         loop = asyncio.get_running_loop()
         try:
@@ -235,7 +235,10 @@ async def connect(settings: Ssh) -> Carrier:
         if via is not None:
             connection.set_tunnel(via)
         via = connection
-        wire = wire or dialler.wire
+        if wire is None and dialler.wire is not None:
+            wire = dialler.wire
+            # Not before: an SSH_MSG_IGNORE inside the first key exchange breaks strict KEX.
+            wire.nudge = dialler.nudge
     return Carrier(connection, wire)
 
 
