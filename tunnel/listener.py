@@ -37,8 +37,10 @@ class Counters:
     running: int = 0
     answered: int = 0
     problems: dict[str, int] = field(default_factory=dict)
-    latency: float | None = None
-    """Seconds that the last complete answer took."""
+
+    def count(self, problem: Problem) -> None:
+        """Count an answer that told a problem."""
+        self.problems[problem.code] = self.problems.get(problem.code, 0) + 1
 
 
 class Listener:
@@ -54,7 +56,7 @@ class Listener:
         self.listening = Listening(settings.listen, self._accept)
 
     def _accept(self) -> HttpConnection:
-        connection = _Client(self)
+        connection = _Client()
         task = asyncio.ensure_future(self._serve(connection))
         connection.task = task
         self._tasks[task] = connection
@@ -147,7 +149,6 @@ class Listener:
                 )
                 await client.exchange.run()
                 counters.answered += 1
-                counters.latency = loop.time() - began
         except ProblemError as exc:
             problem = exc.problem
         except (ConnectionGoneError, ClientGoneError, h11.RemoteProtocolError):
@@ -166,7 +167,7 @@ class Listener:
             counters.running -= 1
             exchange, client.exchange = client.exchange, None
             if problem is not None:
-                counters.problems[problem.code] = counters.problems.get(problem.code, 0) + 1
+                counters.count(problem)
             level = logging.DEBUG if problem is None else logging.WARNING
             if _log.isEnabledFor(level):
                 facts = {
@@ -208,7 +209,7 @@ class Listener:
             if too_large
             else Problem("request_invalid", "That is not an HTTP/1.1 request.")
         )
-        self.counters.problems[problem.code] = self.counters.problems.get(problem.code, 0) + 1
+        self.counters.count(problem)
         try:
             self._answer(client, problem, None)
         except (ConnectionGoneError, h11.LocalProtocolError):
@@ -225,9 +226,8 @@ class Listener:
 class _Client(HttpConnection):
     """A local connection; a client that leaves while it is served cancels what runs for it."""
 
-    def __init__(self, listener: Listener) -> None:
+    def __init__(self) -> None:
         super().__init__("server")
-        self._listener = listener
         self.task: asyncio.Task[None] | None = None
         self.exchange: Exchange | None = None
         self.method = b""

@@ -119,10 +119,7 @@ class SshPath:
         """Probe each time the link comes up, and every `PROBE_EVERY` seconds, until cancelled."""
         while True:
             seen = await self.link.ready()
-            answered = self.health.answered
-            health = await self.probe()
-            if health.answered != answered or health.problem is not None:
-                self._tell(health)
+            self._tell(await self.probe())
             self.pool.warm()
             await asyncio.wait({seen.lost}, timeout=PROBE_EVERY)  # which leaves `lost` alone
 
