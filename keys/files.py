@@ -46,18 +46,28 @@ def make_private_directory(path: Path) -> None:
 
 
 def write_private(path: Path, content: bytes, *, replace: bool) -> None:
-    """Write `content` to `path` with mode 0600, whole or not at all, and through to the disk.
+    """Write a secret: as `write_whole`, with mode 0600; its directory is made if missing.
+
+    Raises:
+        FileExistsError, OSError: see `write_whole`.
+    """
+    make_private_directory(path.parent)
+    write_whole(path, content, replace=replace, mode=0o600)
+
+
+def write_whole(path: Path, content: bytes, *, replace: bool, mode: int) -> None:
+    """Write `content` to `path`, whole or not at all, and through to the disk.
 
     Args:
-        path: the file; its directory is made if missing.
+        path: the file.
         content: what it shall hold.
         replace: whether a file that exists may be replaced.
+        mode: permission bits, whatever the umask says.
 
     Raises:
         FileExistsError: the file exists and `replace` is False; it is left as it was.
         OSError: it cannot be written; nothing is left behind.
     """
-    make_private_directory(path.parent)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)  # mode 0600
     temporary = Path(name)
     try:
@@ -65,6 +75,8 @@ def write_private(path: Path, content: bytes, *, replace: bool) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
+        if mode != 0o600 and sys.platform != "win32":
+            temporary.chmod(mode)
         if replace:
             temporary.replace(path)
         elif sys.platform != "win32":

@@ -14,11 +14,8 @@ from cryptography.hazmat.primitives.serialization import (
     load_ssh_private_key,
 )
 
+from .errors import KeyFileError
 from .files import write_private
-
-
-class KeyFileError(Exception):
-    """A key file holds something else than was expected; says what, in words."""
 
 
 def make_key(path: Path) -> str:
