@@ -8,7 +8,7 @@ import asyncio
 import hashlib
 import json
 import socket
-from collections import deque
+from collections import Counter, deque
 from types import TracebackType
 from typing import Self, cast
 
@@ -149,6 +149,10 @@ class Service(asyncio.Protocol):
                 self.answering = asyncio.create_task(self.silence())
             case "close", []:
                 self.transport.close()
+            case (("mcp" | "health"), []):
+                if request.method == "POST":
+                    self.owner.executed[request.digest.hexdigest()] += 1
+                self.answering = asyncio.create_task(self.result())
             case _:
                 self.answer(b"no such route\n", status="404 Not Found", kind="text/plain")
         if self.answering is None:
@@ -175,6 +179,11 @@ class Service(asyncio.Protocol):
         self.transport.write(head("200 OK", "application/json", "Content-Length: 15"))
         await asyncio.sleep(0)  # uvloop joins the writes of one turn of the loop
         self.transport.write(b'{"status":"ok"}')
+
+    async def result(self) -> None:
+        """A JSON-RPC answer, after a while."""
+        await asyncio.sleep(self.owner.pause)
+        self.answer(b'{"jsonrpc":"2.0","id":7,"result":{}}')
 
     async def silence(self) -> None:
         await asyncio.Event().wait()
@@ -214,9 +223,11 @@ class Target:
     /silent                   no answer, ever
     /close                    closes when it has read the request
     /count                    adds one and tells the sum
+    /mcp, /health             a JSON-RPC result, after `pause` seconds
     ========================  =====================================================================
 
-    `connections` are those open now, `requests` counts the complete ones, `seen` holds the latest.
+    `connections` are those open now, `requests` counts the complete ones, `seen` holds the latest,
+    and `executed` how often /mcp was asked with a body of that SHA-256.
     """
 
     def __init__(self, *, host: str = "127.0.0.1", port: int = 0) -> None:
@@ -224,6 +235,8 @@ class Target:
         self.port = port
         self.count = 0
         self.requests = 0
+        self.pause = 0.0
+        self.executed: Counter[str] = Counter()
         self.seen: deque[Request] = deque(maxlen=SEEN)
         self.connections: set[Service] = set()
         self._server: asyncio.Server | None = None

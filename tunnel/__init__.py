@@ -1,21 +1,23 @@
 """The laptop's half: one local address that never goes away, and the ways to the droplet behind it.
 
-    client ──HTTP──▶ listener ──▶ exchange ──▶ path ──▶ link ══ SSH ══▶ droplet ──▶ service
-    client ──TCP───▶ forward  ─────────────────────────▶┘
+    client ──HTTP──▶ listener ─▶ exchange ─▶ choice ─┬▶ path ─▶ link ══ SSH ═══▶ sshd ──┐
+    client ──TCP───▶ forward ────────────────────────┼─────────▶┘                       ├▶ service
+                                                     └▶ path ─▶ link ══ HTTPS ═▶ NGINX ─┘
 
 A request from left to right, a room each:
 
     listener, http     accept, check Host and Origin (guard), speak HTTP/1.1 through h11
     exchange, mcp      carry one request; decide whether it may be sent a second time
     hold               keep requests while every path is down, within bounds
+    choice             which path a request takes, and when it is taken again
     paths, pool        a way to the service; connections kept warm on it
-    link, lifecycle    one supervised SSH connection; its states and events in a table
-    backoff            when to try again, and which failures not to repeat
-    ssh, wire, channels  everything that touches asyncssh
-    forward            raw TCP beside it, under the same promises
+    tokens             what a gateway wants of a request, and what its answers mean
+    link, lifecycle    one supervised connection; its states and events in a table
+    ssh, https         the two kinds: everything about asyncssh (wire, channels), about TLS
+    backoff, dial      when to try again; names resolved and addresses raced
 
-`up` puts them together; `settings` reads the file, `control` answers `status` and `down`,
-`initialise` writes the first file, `problems` holds every failure in words. Only `cli` prints.
+`up` puts them together, the paths in `roads`; `settings` reads the file, `control` answers `status`
+and `down`, `initialise` and `enrol` write first files, `problems` holds all failures in words.
 """
 
 __version__ = "0.1.0"

@@ -61,11 +61,21 @@ def cli() -> None:
     """Reach an MCP service on a remote machine as if it were local."""
 
 
-@cli.command(epilog="\b\nExamples:\n  catalyst-tunnel up\n  catalyst-tunnel up --log-format json")
+@cli.command(
+    epilog="\b\nExamples:\n  catalyst-tunnel up\n  catalyst-tunnel up --path https\n"
+    "  catalyst-tunnel up --log-format json"
+)
 @_config_option
+@click.option(
+    "--path",
+    "road",
+    type=click.Choice(["auto", "ssh", "https"]),
+    default="auto",
+    help="Use one path only.  [auto: those in the settings, the first that is good]",
+)
 @click.option("--log-format", type=click.Choice(["text", "json"]), default="text")
 @click.option("-v", "--verbose", is_flag=True, help="Log every request.")
-def up(config: Path | None, log_format: str, verbose: bool) -> None:
+def up(config: Path | None, road: str, log_format: str, verbose: bool) -> None:
     """Bring the tunnel up and keep it up, until Ctrl-C.
 
     A first connection that fails is tried again, it does not end the command.
@@ -75,7 +85,7 @@ def up(config: Path | None, log_format: str, verbose: bool) -> None:
 
     file = _file(config)
     try:
-        settings = load(file)
+        settings = load(file, None if road == "auto" else road)
     except SettingsError as exc:
         fail(str(exc), 2)
     handler: logging.Handler = logging.StreamHandler(sys.stderr)
@@ -96,7 +106,7 @@ def up(config: Path | None, log_format: str, verbose: bool) -> None:
     ready = functools.partial(
         logging.getLogger("tunnel").info,
         "listening",
-        extra={"address": f"http://{settings.listen}", "target": str(settings.ssh.target)},
+        extra={"address": f"http://{settings.listen}", "target": settings.service},
     )
     try:
         run(settings, file.parent, beside, ready)
@@ -152,7 +162,8 @@ def status(config: Path | None, as_json: bool) -> None:
     now = time.time()
     for path in snapshot.paths:
         click.secho("● ", fg="green" if path.answered else "red", nl=False)
-        click.echo(describe(path, now))
+        mark = ", in use" if path.current and len(snapshot.paths) > 1 else ""
+        click.echo(describe(path, now) + mark)
         if path.problem is not None:
             click.echo(f"  {path.problem['message']} {path.problem['remedy']}")
             click.echo(f"  [{path.problem['code']}]")
@@ -229,7 +240,7 @@ def init(
 
     What exists already is kept: run it again to see the line or to pin a host key.
     """
-    from keys.sshkey import KeyFileError
+    from keys.errors import KeyFileError
 
     from .initialise import KEY, Answers, ensure_key, line_for, write_settings
     from .settings import SettingsError, load_unchecked, parse_address
@@ -319,6 +330,64 @@ def _pin(settings: Any, expected: str | None, yes: bool) -> None:
     click.echo(f"Host key: {shown} (pinned in {ssh.known_hosts})")
 
 
+@cli.group()
+def keys() -> None:
+    """Get this laptop let in by the droplet's gateway."""
+
+
+@keys.command(
+    epilog="\b\nExample, with the droplet's half in the middle:\n"
+    "  catalyst-tunnel keys request > request\n"
+    "  ssh root@droplet catalyst-gateway client add laptop --role operator \\\n"
+    "      < request > answer\n"
+    "  catalyst-tunnel keys accept answer"
+)
+@_config_option
+@click.option("--new", is_flag=True, help="Give up keys that wait for an answer; make new ones.")
+def request(config: Path | None, new: bool) -> None:
+    """Make the keys of the https path, and print the request for the droplet.
+
+    The private halves stay here. Keys that wait for an answer are kept and asked for again.
+    """
+    from keys.errors import KeyFileError
+
+    from .enrol import make_request
+
+    try:
+        text = make_request(_file(config).parent, fresh=new)
+    except KeyFileError as exc:
+        fail(str(exc), 2)
+    except OSError as exc:
+        fail(f"{exc.filename}: {exc.strerror}", 1)
+    click.echo(text, nl=False)
+
+
+@keys.command(epilog="\b\nExample:\n  catalyst-tunnel keys accept answer")
+@click.argument("answer", type=click.File("rb"))
+@_config_option
+def accept(config: Path | None, answer: Any) -> None:
+    """Check the droplet's ANSWER, install it, and complete [https] in the settings."""
+    from keys.enrolment import SIZE
+    from keys.errors import KeyFileError
+
+    from .enrol import EnrolError, install
+    from .settings import SettingsError
+
+    file = _file(config)
+    try:
+        enrolled = install(file, answer.read(SIZE + 1))
+    except (EnrolError, KeyFileError, SettingsError, ValueError) as exc:
+        fail(str(exc), 2)
+    except OSError as exc:
+        fail(f"{exc.filename}: {exc.strerror}", 1)
+    click.echo(f"{enrolled.client} may come in as {enrolled.role}, by {enrolled.url}")
+    click.echo(
+        f"Settings: {file}\n\nThen: catalyst-tunnel up\n\n"
+        "For tokens, roles and the audit log on the ssh path too, set in [ssh]:\n"
+        f'  target = "{enrolled.ssh_target}"\n  gateway = true'
+    )
+
+
 @cli.command(epilog="\b\nExamples:\n  catalyst-tunnel demo\n  catalyst-tunnel demo --port 5050")
 @click.option(
     "--port",
@@ -329,7 +398,8 @@ def _pin(settings: Any, expected: str | None, yes: bool) -> None:
 )
 def demo(port: int) -> None:
     """Try everything on this machine: an embedded droplet, its service, and a tunnel to it."""
-    from .demo.run import DemoError, run
+    from .demo.parts import DemoError
+    from .demo.run import run
 
     try:
         sys.exit(run(port, click.echo))
@@ -353,8 +423,17 @@ def completion(shell: str) -> None:
 
 
 def main() -> None:
-    """Run the command line; an interrupt ends it without a traceback."""
+    """Run the command line; neither an interrupt nor a full disk ends it with a traceback."""
+    code = 130
     try:
-        cli(prog_name="catalyst-tunnel")
-    except KeyboardInterrupt:
-        os._exit(130)
+        cli(prog_name="catalyst-tunnel", standalone_mode=False)
+        return
+    except click.ClickException as exc:
+        exc.show()
+        code = exc.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        pass
+    except OSError as exc:
+        click.secho(exc.strerror or "input or output failed", fg="red", err=True)
+        code = 1
+    os._exit(code)  # not by way of a flush that would fail once more

@@ -44,6 +44,25 @@ class ConnectionGoneError(Exception):
     """The other side is gone; `cleanly` tells an orderly end between messages from a break."""
 
 
+class Pulse:
+    """Since when a peer is silent, and since when it owes an answer (loop times, seconds)."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.heard = self._loop.time()
+        self.asked: float | None = None
+
+    def sent(self) -> None:
+        """Take note that something was sent."""
+        if self.asked is None:
+            self.asked = self._loop.time()
+
+    def received(self) -> None:
+        """Take note that something came."""
+        self.heard = self._loop.time()
+        self.asked = None
+
+
 class HttpConnection(asyncio.Protocol):
     """One HTTP/1.1 connection: events out of what is received, bytes out of events."""
 
@@ -65,6 +84,8 @@ class HttpConnection(asyncio.Protocol):
         """Called once when the other side has ended its half or the connection is lost."""
         self.on_closed: Callable[[], None] | None = None
         """Called once when the connection is no more."""
+        self.pulse: Pulse | None = None
+        """Told of every byte, where nothing below the connection watches the peer."""
 
     # asyncio.Protocol
 
@@ -72,6 +93,8 @@ class HttpConnection(asyncio.Protocol):
         self.transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
+        if self.pulse is not None:
+            self.pulse.received()
         if self._discarding:
             return
         self.state.receive_data(data)
@@ -87,7 +110,8 @@ class HttpConnection(asyncio.Protocol):
             if not self._discarding:
                 self.state.receive_data(b"")
             self._gone()
-        return True  # our own half may still have an answer to deliver
+        # Our own half may still have an answer to deliver; TLS knows no halves.
+        return self.transport is None or self.transport.get_extra_info("sslcontext") is None
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._lost = True
@@ -194,6 +218,8 @@ class HttpConnection(asyncio.Protocol):
         self.written += len(data)
         if data:
             self.transport.write(data)
+            if self.pulse is not None:
+                self.pulse.sent()
 
     async def drain(self) -> None:
         """Wait until the transport takes more.

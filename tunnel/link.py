@@ -1,4 +1,6 @@
-"""The link: one SSH connection to the droplet, kept up for as long as the process lives.
+"""The link: one way to the droplet, kept up for as long as the process lives.
+
+It supervises an SSH connection (`ssh.Carrier`) or an https session (`https.Session`) alike.
 
 `run` dials, watches and dials again; `ready` waits until it is up. What to do when is in the
 table of `lifecycle`, how long to wait in `backoff`; this file is the loop around them.
@@ -19,6 +21,7 @@ from .settings import Address
 
 TICK = 0.25  # seconds between looks at a connection that is up
 ANXIOUS = 0.75  # seconds that something we sent may stay without a byte in return
+DOUBT = 0.6  # seconds without a sign of life after which whoever has another path may take it
 PATIENCE = 3.25  # seconds that a doubted peer is given to say anything
 JUMP = 5.0  # seconds by which a look may come late before it counts as sleep
 
@@ -33,9 +36,11 @@ class Vital(Protocol):
 
 
 class Connection(Protocol):
-    """What the link needs of a `ssh.Carrier`."""
+    """What the link needs of what it keeps up."""
 
     lost: asyncio.Future[None]
+    replaced: bool
+    """Whether it ended only because a newer one is wanted: what runs on it may go on."""
 
     @property
     def alive(self) -> bool:
@@ -54,6 +59,9 @@ class Connection(Protocol):
     def calm(self) -> None:
         """Stop pinging."""
 
+    def drop(self) -> None:
+        """Take note that requests are turned away at the other end."""
+
     def retire(self) -> None:
         """Finish what runs, take nothing new."""
 
@@ -62,7 +70,7 @@ class Connection(Protocol):
 
 
 class Link:
-    """Supervises one SSH connection.
+    """Supervises one connection.
 
     Attributes:
         state: where it is in its life.
@@ -77,11 +85,13 @@ class Link:
         connect: Callable[[], Awaitable[Connection]],
         *,
         keepalive: float,
+        name: str = "ssh",
         uniform: Callable[[float, float], float] = random.uniform,
         wall: Callable[[], float] = time.time,
     ) -> None:
         self._connect = connect
         self._keepalive = keepalive
+        self._name = name
         self._wall = wall
         self._backoff = Backoff(uniform)
         self._look = asyncio.Event()
@@ -94,6 +104,9 @@ class Link:
         self.since = wall()
         self.on_lost: list[Callable[[Connection], None]] = []
         """Called when a connection is given up; it may still live on, retired."""
+        self.doubted = False
+        """Whether the peer was asked for a sign of life and has not given one yet."""
+        self.on_doubt: list[Callable[[Connection], None]] = []
 
     def look(self) -> None:
         """Look at once: prove the connection that is up, or dial without waiting any longer."""
@@ -129,7 +142,7 @@ class Link:
 
     async def _fail(self, problem: Problem) -> None:
         if problem != self._told:  # once, not on every try
-            _log.warning("link down", extra={"problem": problem})
+            _log.warning("link down", extra={"path": self._name, "problem": problem})
         self.problem = self._told = problem
         await self._take(Event.REFUSED if problem.permanent else Event.LOST)
         await self._wait(self._backoff.slow() if problem.permanent else self._backoff.next())
@@ -141,7 +154,7 @@ class Link:
         self.problem = self._told = None
         self.connects += 1
         await self._take(Event.CONNECTED)
-        _log.info("link up", extra={"connects": self.connects})
+        _log.info("link up", extra={"path": self._name, "connects": self.connects})
         try:
             await self._watch(connection)
         except BaseException:
@@ -149,13 +162,14 @@ class Link:
             raise
         finally:
             self.connection = None
+            self.doubted = False
         self._backoff.lived(loop.time() - began)
-        self.problem = Problem("link_lost", "The SSH connection was lost.")
+        self.problem = Problem("link_lost", "The connection was lost.")
         connection.retire()
         for tell in self.on_lost:
             tell(connection)
         await self._take(Event.LOST)
-        _log.warning("link lost", extra={"problem": self.problem})
+        _log.warning("link lost", extra={"path": self._name, "problem": self.problem})
         await self._wait(self._backoff.next())
 
     async def _wait(self, delay: float) -> None:
@@ -196,6 +210,7 @@ class Link:
                 pinged = None  # whatever was overdue while we slept, ask again
             if pinged is not None and wire.heard >= pinged:
                 pinged = None
+                self.doubted = False
                 connection.calm()
             if pinged is None:
                 owed = wire.asked is not None and now - wire.asked >= ANXIOUS
@@ -204,6 +219,10 @@ class Link:
                     connection.ping()
             elif now - pinged >= PATIENCE:
                 return
+            elif now - pinged >= DOUBT and not self.doubted:
+                self.doubted = True
+                for tell in self.on_doubt:
+                    tell(connection)
 
     async def _pause(self, lost: asyncio.Future[None]) -> None:
         looked = asyncio.ensure_future(self._look.wait())

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 import h11
 
 from . import guard, mcp
+from .choice import Paths
 from .exchange import ClientGoneError, Exchange
 from .hold import Hold
 from .http import ConnectionGoneError, HttpConnection
-from .paths import SshPath
 from .problems import Problem, ProblemError
 from .request import Request, read_request
 from .settings import Settings
@@ -46,9 +46,9 @@ class Counters:
 class Listener:
     """Serves local clients."""
 
-    def __init__(self, settings: Settings, path: SshPath) -> None:
+    def __init__(self, settings: Settings, paths: Paths) -> None:
         self._settings = settings
-        self._path = path
+        self._paths = paths
         self._tasks: dict[asyncio.Task[None], _Client] = {}
         self._stopping = False
         self.hold = Hold(settings.hold)
@@ -145,7 +145,7 @@ class Listener:
             if problem is None:
                 request = await read_request(received, client)
                 client.exchange = Exchange(
-                    request, client, self._path, self.hold, self._settings.silence
+                    request, client, self._paths, self.hold, self._settings.silence
                 )
                 await client.exchange.run()
                 counters.answered += 1

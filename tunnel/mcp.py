@@ -5,10 +5,10 @@ Streamable HTTP). Nothing here rewrites a message; it is read once, to decide.
 """
 
 import json
-import math
 import re
 from dataclasses import dataclass
-from typing import Any
+
+from keys import strictjson
 
 from .problems import Problem
 
@@ -43,21 +43,6 @@ SAFE_METHODS = frozenset({b"GET", b"HEAD", b"OPTIONS", b"TRACE"})  # RFC 9110 se
 Id = str | int | float
 
 
-class _DuplicateError(ValueError):
-    """An object names a member twice: two parsers may see two different messages in it."""
-
-
-def _strict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    members = dict(pairs)
-    if len(members) != len(pairs):
-        raise _DuplicateError
-    return members
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(constant)  # NaN and Infinity are not JSON
-
-
 @dataclass(frozen=True, slots=True)
 class Message:
     """One POST's JSON-RPC content: the ids that wait for an answer, and whether all of it reads."""
@@ -74,9 +59,8 @@ def parse(body: bytes) -> Message | None:
     None is the careful answer: such a request counts as one that changes state.
     """
     try:
-        text = body.decode("utf-8")  # json would guess, and take UTF-16 too
-        content = json.loads(text, object_pairs_hook=_strict, parse_constant=_refuse)
-    except (ValueError, RecursionError):
+        content = strictjson.loads(body)
+    except ValueError:
         return None
     batch = isinstance(content, list)
     items = content if batch else [content]
@@ -91,7 +75,6 @@ def parse(body: bytes) -> Message | None:
         if isinstance(item.get("method"), str)
         and isinstance(item.get("id"), Id)
         and not isinstance(item["id"], bool)
-        and item["id"] not in (math.inf, -math.inf)  # 1e999, which cannot be said in return
     )
     return Message(
         ids=ids,

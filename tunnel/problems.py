@@ -23,8 +23,8 @@ _NOT_SENT = "It was not sent, so it is safe to call again."
 
 CATALOGUE: dict[str, Entry] = {
     # The link: why the SSH connection is not up. Requests meet these as the reason in a 503.
-    "dns_failed": Entry(503, -32013, "Check [ssh] host and this machine's network."),
-    "connect_failed": Entry(503, -32013, f"{_DROPLET} [ssh] port must reach its sshd."),
+    "dns_failed": Entry(503, -32013, "Check the name in the settings and this machine's network."),
+    "connect_failed": Entry(503, -32013, f"{_DROPLET} The port in the settings must be open."),
     "connect_timeout": Entry(503, -32013, f"{_DROPLET} A firewall may drop the port."),
     "handshake_timeout": Entry(
         503, -32013, "The server accepted but did not finish the SSH handshake: look at its load."
@@ -52,7 +52,45 @@ CATALOGUE: dict[str, Entry] = {
         "Run `catalyst-tunnel init`, which shows the fingerprint and pins it once confirmed.",
     ),
     "key_unusable": Entry(
-        503, -32013, "Fix the file that [ssh] identity names, or make a key with `init`."
+        503, -32013, "Fix the file that is named; `init` and `keys request` make new ones."
+    ),
+    # The https path: why no request gets through there.
+    "tls_failed": Entry(503, -32013, "Check [https] url, and look at NGINX's error log."),
+    "tls_untrusted": Entry(
+        503,
+        -32013,
+        "Somebody may be impersonating the droplet. Check [https] url, and ca_file where its "
+        "certificate is from a private CA; a public one may have expired.",
+    ),
+    "proxy_refused": Entry(
+        503, -32013, "Check the system's HTTPS proxy, or set [https] use_proxy = false."
+    ),
+    "certificate_expired": Entry(
+        503, -32013, "Enrol again: `keys request` here, `client add` there, `keys accept` here."
+    ),
+    "certificate_refused": Entry(
+        503,
+        -32013,
+        "It may have expired, or be from a CA that NGINX no longer takes: enrol again with "
+        "`keys request`, `client add` and `keys accept`.",
+    ),
+    "token_refused": Entry(
+        503,
+        -32013,
+        "See whether this client is revoked or unknown: `catalyst-gateway client list`; the "
+        "gateway's audit log has the exact reason.",
+    ),
+    "gateway_down": Entry(
+        503, -32013, f"Start it on the droplet: systemctl start catalyst-gateway. {_NOT_SENT}"
+    ),
+    "gateway_busy": Entry(
+        503, -32013, f"The gateway's log and /ready on the droplet say why. {_NOT_SENT}"
+    ),
+    "gateway_missing": Entry(
+        502,
+        -32012,
+        "Check [https] url (or [ssh] target and gateway): a gateway must be behind it, and "
+        "nothing in between may answer for it.",
     ),
     # The listener: answers to requests.
     "hold_expired": Entry(503, -32013, f"No path came up in time. {_NOT_SENT}"),
@@ -62,7 +100,7 @@ CATALOGUE: dict[str, Entry] = {
     "target_refused": Entry(
         502,
         -32012,
-        "The droplet is reached but nothing listens on [ssh] target there: start the service. "
+        "The droplet is reached but nothing listens where the service should: start it. "
         "The request was not delivered, so it is safe to call again.",
     ),
     "target_prohibited": Entry(
@@ -111,7 +149,18 @@ CATALOGUE: dict[str, Entry] = {
 
 
 # What no second try can mend before somebody acts.
-PERMANENT = frozenset({"auth_denied", "host_key_changed", "host_key_unknown", "key_unusable"})
+PERMANENT = frozenset(
+    {
+        "auth_denied",
+        "certificate_expired",
+        "certificate_refused",
+        "host_key_changed",
+        "host_key_unknown",
+        "key_unusable",
+        "tls_untrusted",
+        "token_refused",
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)

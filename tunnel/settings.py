@@ -7,14 +7,14 @@ moved; keys that nobody knows are refused, since a misspelt one would silently k
 import os
 import re
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from keys.files import private_file_fault
+from keys.table import Table
 
 from .guard import is_loopback
-from .table import Table
 
 PATHS = ("ssh", "https")
 
@@ -66,7 +66,32 @@ class Ssh:
     target: Address = SERVICE
     jumps: tuple[Hop, ...] = ()
     use_ssh_config: bool = False
+    gateway: bool = False
+    """Whether the target is the gateway, which wants a token of [https] client."""
     keepalive: float = 5.0
+
+
+@dataclass(frozen=True)
+class Https:
+    """[https]: the way in through NGINX and the gateway."""
+
+    host: str
+    port: int
+    base: bytes
+    """Path below which the service's own paths are, without the last slash."""
+    client: str
+    audience: str
+    cert: Path
+    key: Path
+    token_key: Path
+    ca_file: Path | None = None
+    use_proxy: bool = False
+
+    @property
+    def authority(self) -> str:
+        """Host and port as they stand in a URL."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return host if self.port == 443 else f"{host}:{self.port}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,12 +109,20 @@ class Settings:
 
     file: Path
     ssh: Ssh
+    https: Https | None = None
     listen: Address = SERVICE
     paths: tuple[str, ...] = ("ssh",)
     hold: float = 30.0
     silence: float = 300.0
     allowed_origins: frozenset[str] = frozenset()
     forwards: tuple[ForwardRule, ...] = ()
+
+    @property
+    def service(self) -> str:
+        """What the service is called in the log and in `status`."""
+        if "ssh" in self.paths or self.https is None:
+            return str(self.ssh.target)
+        return f"https://{self.https.authority}{self.https.base.decode()}"
 
 
 class SettingsError(Exception):
@@ -151,15 +184,29 @@ def _origins(value: list[Any]) -> frozenset[str]:
     return frozenset(value)
 
 
-def load(file: Path) -> Settings:
+def load(file: Path, only: str | None = None) -> Settings:
     """Read, check and return the settings in `file`; the files that it names must be usable.
+
+    Args:
+        file: where they are.
+        only: the one path to use, whatever they say, or None.
 
     Raises:
         SettingsError: with every fault that there is.
     """
     settings, faults = _parse(file, _text(file))
+    if settings is not None and only is not None:
+        if (only == "https" and settings.https is None) or (
+            only == "ssh" and not settings.ssh.host
+        ):
+            faults.append(f"{file}: has no [{only}] table, so there is no such path")
+        if only == "https" and settings.forwards:
+            faults.append(f"{file}: [[forward]]: needs the ssh path")
+        settings = replace(settings, paths=(only,))
     if settings is not None and "ssh" in settings.paths:
         faults += _file_faults(file, settings.ssh)
+    if settings is not None and settings.https is not None:
+        faults += _https_faults(file, settings)
     if settings is None or faults:
         raise SettingsError(faults)
     return settings
@@ -222,12 +269,12 @@ def _read(file: Path, content: dict[str, Any], faults: list[str]) -> Settings:
         for name in sorted(content.keys() - {"tunnel", "ssh", "https", "forward"})
     )
     tunnel = table("tunnel")
-    # The https path comes with the gateway; until then a [https] table is a fault of its own.
-    default_paths: tuple[str, ...] = ("ssh", "https") if "https" in content else ("ssh",)
-    paths = tunnel.take("paths", list, default_paths, _paths)
+    there = tuple(name for name in PATHS if name in content) or ("ssh",)
+    paths = tunnel.take("paths", list, there, _paths)
     settings = Settings(
         file=file,
         ssh=_read_ssh(file, table("ssh"), "ssh" in content or "ssh" in paths),
+        https=_read_https(file, table("https")) if "https" in content else None,
         listen=tunnel.take("listen", str, Settings.listen, _loopback_address),
         paths=paths,
         hold=tunnel.seconds("hold", Settings.hold, 0, 600),
@@ -238,8 +285,10 @@ def _read(file: Path, content: dict[str, Any], faults: list[str]) -> Settings:
     tunnel.rest()
     if "https" in paths and "https" not in content:
         tunnel.fault("paths", '"https" is named but there is no [https] table')
-    if "https" in content:
-        faults.append(f"{file}: [https]: this version has no https path yet; remove the table")
+    if settings.ssh.gateway and "https" not in content:
+        faults.append(f"{file}: [ssh] gateway: needs [https] token_key and client for its tokens")
+    if settings.forwards and "ssh" not in paths:
+        faults.append(f"{file}: [[forward]]: needs the ssh path, and [tunnel] paths has none")
     taken: dict[Address, str] = {}
     for where, listen in [
         ("[tunnel]", settings.listen),
@@ -260,34 +309,71 @@ def _paths(value: list[Any]) -> tuple[str, ...]:
 
 
 def _read_ssh(file: Path, table: Table, wanted: bool) -> Ssh:
-    def beside(key: str, default: Path | None) -> Path | None:
-        def read(value: str) -> Path:
-            if not value.isprintable():
-                raise ValueError("must be the name of a file")
-            try:
-                return file.parent / Path(value).expanduser()
-            except RuntimeError:
-                raise ValueError("names the home of a user who does not exist") from None
-
-        return table.take(key, str, default, read)
-
     use_ssh_config = table.flag("use_ssh_config")
     own_key = None if use_ssh_config else file.parent / "keys" / "ssh_ed25519"
     ssh = Ssh(
         host=table.word("host") or "",
         port=table.take("port", int, None if use_ssh_config else 22, _port),
         user=table.word("user"),
-        identity=beside("identity", own_key),
-        known_hosts=beside("known_hosts", None) or file.parent / "known_hosts",
+        identity=_beside(file, table, "identity", own_key),
+        known_hosts=_beside(file, table, "known_hosts", None) or file.parent / "known_hosts",
         target=table.take("target", str, Ssh.target, _target_address),
         jumps=table.take("proxy_jump", str, (), _hops),
         use_ssh_config=use_ssh_config,
+        gateway=table.flag("gateway"),
         keepalive=table.seconds("keepalive", Ssh.keepalive, 1, 60),
     )
     table.rest()
     if wanted and "host" not in table.values:
         table.fault("host", "is missing: the name or address of the droplet")
     return ssh
+
+
+def _beside(file: Path, table: Table, key: str, default: Path | None) -> Path | None:
+    """Take the name of a file, relative to the settings."""
+
+    def read(value: str) -> Path:
+        if not value.isprintable():
+            raise ValueError("must be the name of a file")
+        try:
+            return file.parent / Path(value).expanduser()
+        except RuntimeError:
+            raise ValueError("names the home of a user who does not exist") from None
+
+    return table.take(key, str, default, read)
+
+
+def _read_https(file: Path, table: Table) -> Https:
+    host, port, base = table.take("url", str, ("", 443, b""), _url)
+    keys = file.parent / "keys"
+    https = Https(
+        host=host,
+        port=port,
+        base=base,
+        client=table.word("client") or "",
+        audience=table.word("audience") or f"catalyst-gateway:{host}",
+        cert=_beside(file, table, "cert", None) or keys / "tls.crt",
+        key=_beside(file, table, "key", None) or keys / "tls.key",
+        token_key=_beside(file, table, "token_key", None) or keys / "token.key",
+        ca_file=_beside(file, table, "ca_file", None),
+        use_proxy=table.flag("use_proxy"),
+    )
+    table.rest()
+    for key, what in (("url", "such as https://droplet/mcp"), ("client", "this client's name")):
+        if key not in table.values:
+            table.fault(key, f"is missing: {what}. `catalyst-tunnel keys accept` writes it.")
+    return https
+
+
+def _url(text: str) -> tuple[str, int, bytes]:
+    match = re.fullmatch(
+        r"https://(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9._-]+))(?::([0-9]{1,5}))?"
+        r"((?:/[A-Za-z0-9._~-]+)*)/?",
+        text,
+    )
+    if match is None or not 1 <= int(match[3] or 443) <= 65535:
+        raise ValueError('must be "https://HOST[:PORT]/PATH", such as "https://droplet/mcp"')
+    return match[1] or match[2], int(match[3] or 443), match[4].encode("ascii")
 
 
 def _file_faults(file: Path, ssh: Ssh) -> list[str]:
@@ -302,6 +388,31 @@ def _file_faults(file: Path, ssh: Ssh) -> list[str]:
     except OSError as exc:
         text = f"{ssh.known_hosts} cannot be read ({exc.strerror})."
         faults.append(f"{file}: [ssh] known_hosts: {text}")
+    return faults
+
+
+def _https_faults(file: Path, settings: Settings) -> list[str]:
+    https = settings.https
+    minting = "https" in settings.paths or settings.ssh.gateway
+    if https is None or not minting:
+        return []
+    secrets = [("token_key", https.token_key)]
+    if "https" in settings.paths:
+        secrets.append(("key", https.key))
+    faults = []
+    for key, secret in secrets:
+        if not secret.exists():
+            text = f"{secret} does not exist. `catalyst-tunnel keys request` makes it."
+            faults.append(f"{file}: [https] {key}: {text}")
+        elif fault := private_file_fault(secret):
+            faults.append(f"{file}: [https] {key}: {fault}")
+    if "https" in settings.paths:
+        public = [("cert", https.cert)] + ([("ca_file", https.ca_file)] if https.ca_file else [])
+        faults += [
+            f"{file}: [https] {key}: {path} is missing. `catalyst-tunnel keys accept` writes it."
+            for key, path in public
+            if not path.is_file()
+        ]
     return faults
 
 

@@ -7,12 +7,9 @@ no agent and no ~/.ssh/config unless the settings ask for it.
 
 import asyncio
 import functools
-import os
-import socket
 from collections.abc import Callable
 from typing import Any, cast
 
-import aiohappyeyeballs
 import asyncssh
 from asyncssh.constants import MSG_IGNORE
 from asyncssh.packet import String
@@ -20,11 +17,11 @@ from asyncssh.packet import String
 from keys.files import private_file_fault
 
 from .channels import ChannelTransport, P, open_channel
+from .dial import DIAL, dial
 from .problems import Problem, ProblemError
 from .settings import Address, Hop, Ssh
 from .wire import Wire
 
-DIAL = 5.0  # seconds for DNS and TCP; a lost SYN is better sent anew than waited for
 HANDSHAKE = 10.0  # seconds from the version line to the end of authentication
 PING = 0.5  # seconds between keepalives while the peer is doubted
 LINGER = 30.0  # seconds that a doubted connection is given to recover
@@ -42,6 +39,8 @@ _CIPHERS = (
 
 class Carrier:
     """One SSH connection that is up."""
+
+    replaced = False
 
     def __init__(self, connection: asyncssh.SSHClientConnection, wire: Wire | None) -> None:
         self._connection = connection
@@ -99,6 +98,9 @@ class Carrier:
         """Stop pinging: the peer has spoken."""
         self._connection.set_keepalive(0)
 
+    def drop(self) -> None:
+        """Go on: SSH is well, whatever lies behind it says."""
+
     def retire(self) -> None:
         """Take no more channels; end with the last one, or after `LINGER` seconds of silence.
 
@@ -140,7 +142,7 @@ class _Dialler:
         if self._via is not None:
             await self._via.create_connection(lambda: cast(Any, connection), host, port)
             return None, connection
-        sock = await _dial(host, port)
+        sock = await dial(host, port)
         wire = Wire(cast(asyncio.Protocol, connection), sock)
         self.wire = wire
         loop = asyncio.get_running_loop()
@@ -166,30 +168,6 @@ def _lean(connection: asyncssh.SSHClientConnection) -> Callable[[], None]:
 
     connection.__dict__["send_packet"] = send_packet
     return functools.partial(send, MSG_IGNORE, String(b""))
-
-
-async def _dial(host: str, port: int) -> socket.socket:
-    """Return a connected socket; names are resolved anew each time (a laptop changes networks).
-
-    Raises:
-        ProblemError: dns_failed, connect_failed, connect_timeout.
-    """
-    loop = asyncio.get_running_loop()
-    where = f"{host}:{port}"
-    try:
-        async with asyncio.timeout(DIAL):
-            infos = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-            sock = await aiohappyeyeballs.start_connection(infos, happy_eyeballs_delay=0.25)
-    except TimeoutError as exc:
-        message = f"{where} did not answer within {DIAL:g} s."
-        raise ProblemError("connect_timeout", message) from exc
-    except socket.gaierror as exc:
-        raise ProblemError("dns_failed", f"The name {host} does not resolve.") from exc
-    except OSError as exc:
-        reason = os.strerror(exc.errno) if exc.errno else "connection failed"
-        raise ProblemError("connect_failed", f"Cannot connect to {where}: {reason}.") from exc
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return sock
 
 
 def _common(settings: Ssh) -> dict[str, Any]:

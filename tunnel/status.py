@@ -15,6 +15,7 @@ class PathFacts:
     """One path at one moment."""
 
     name: str
+    current: bool  # whether requests take it now
     state: str
     since: float  # wall time of the last change, seconds since the epoch
     connects: int

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import functools
 import logging
 import os
 import random
@@ -13,13 +12,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from . import __version__, ssh
+from . import __version__
+from .choice import Paths
 from .control import ControlServer
 from .forward import Forward
 from .lifecycle import State
-from .link import Link
 from .listener import Listener
-from .paths import SshPath
+from .roads import make_paths
 from .settings import Settings
 from .sockets import allow_many_files
 from .status import ForwardFacts, PathFacts, Snapshot, told
@@ -40,18 +39,17 @@ class Tunnel:
         home: Path,
         uniform: Callable[[float, float], float] = random.uniform,
     ) -> None:
-        connect = functools.partial(ssh.connect, settings.ssh)
         self._settings = settings
         self._started = time.time()
         self._stop = asyncio.Event()
-        self._link = Link(connect, keepalive=settings.ssh.keepalive, uniform=uniform)
-        self._path = SshPath(self._link, settings.ssh.target)
-        self._listener = Listener(settings, self._path)
+        self._paths = Paths(make_paths(settings, uniform))
+        self._listener = Listener(settings, self._paths)
         self._forwards: list[Forward] = []
         try:
             for rule in settings.forwards:
-                forward = Forward(rule, self._link, settings.hold)
-                self._link.on_lost.append(forward.abandon)
+                link = next(path.link for path in self._paths.all if path.name == "ssh")
+                forward = Forward(rule, link, settings.hold)
+                link.on_lost.append(forward.abandon)
                 self._forwards.append(forward)
         except BaseException:
             self._listener.listening.close()
@@ -78,8 +76,8 @@ class Tunnel:
             await listening.open()
         on_ready()
         tasks = [
-            asyncio.ensure_future(self._link.run()),
-            asyncio.ensure_future(self._path.upkeep()),
+            *(asyncio.ensure_future(path.link.run()) for path in self._paths.all),
+            *(asyncio.ensure_future(path.upkeep()) for path in self._paths.all),
             *(asyncio.ensure_future(listening.keep()) for listening in listenings),
         ]
         stopping = asyncio.ensure_future(self._stop.wait())
@@ -92,7 +90,8 @@ class Tunnel:
             await self._listener.stop()
             for forward in self._forwards:
                 forward.stop()
-            self._path.close()
+            for path in self._paths.all:
+                path.close()
             self._control.stop()
             for task in tasks:
                 task.cancel()
@@ -125,24 +124,25 @@ class Tunnel:
 
     def snapshot(self) -> Snapshot:
         """Return what is so at this moment."""
-        listener, link = self._listener, self._link
-        health = self._path.health
+        listener = self._listener
         return Snapshot(
             version=__version__,
             pid=os.getpid(),
             started=self._started,
             listen=listener.listening.addresses,
-            target=str(self._settings.ssh.target),
+            target=self._settings.service,
             paths=[
                 PathFacts(
-                    name=self._path.name,
-                    state=link.state,
-                    since=link.since,
-                    connects=link.connects,
-                    answered=self._path.up and health.answered,
-                    latency=health.latency,
-                    problem=told(self._path.problem),
+                    name=path.name,
+                    current=path is self._paths.current,
+                    state=path.link.state,
+                    since=path.link.since,
+                    connects=path.link.connects,
+                    answered=path.up and path.health.answered,
+                    latency=path.health.latency,
+                    problem=told(path.problem),
                 )
+                for path in self._paths.all
             ],
             forwards=[
                 ForwardFacts(
@@ -163,9 +163,11 @@ class Tunnel:
 
     async def _status(self) -> dict[str, Any]:
         """Probe the way to the service, then tell; whoever asks may have mended what had failed."""
-        if self._link.state is State.FAILED:
-            self._link.look()
-        await self._path.probe()
+        for path in self._paths.all:
+            if path.link.state is State.FAILED:
+                path.link.look()
+        await asyncio.gather(*(path.probe() for path in self._paths.all))
+        self._paths.pick()
         return self.snapshot().to_json()
 
     async def _down(self) -> dict[str, Any]:

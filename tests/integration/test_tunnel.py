@@ -265,14 +265,14 @@ async def test_a_link_that_nothing_happens_to_stays(
     monkeypatch.setattr(paths, "PROBE_EVERY", 0.05)
     run = await start()
     probes = 0
-    probe = run.tunnel._path.probe
+    probe = run.tunnel._paths.all[0].probe
 
     async def counted() -> paths.Health:
         nonlocal probes
         probes += 1
         return await probe()
 
-    monkeypatch.setattr(run.tunnel._path, "probe", counted)
+    monkeypatch.setattr(run.tunnel._paths.all[0], "probe", counted)
     async with run.client.get(f"{run.url}/sse/20/40") as stream:
         text = await stream.text()
     assert text.count("data:") == 20

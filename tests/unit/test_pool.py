@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import cast
 
 import pytest
@@ -36,7 +37,7 @@ class Service:
 
     def __init__(self) -> None:
         self.made: list[FakeHttp] = []
-        self.owner = object()
+        self.owner = SimpleNamespace(alive=True)
         self.refuses = False
         self.gate = asyncio.Event()
         self.gate.set()
@@ -307,7 +308,7 @@ async def test_giving_up_an_owner_spares_what_must_not_be_repeated() -> None:
     assert fake(idle).aborted
     kept = [http for http in service.made if not http.aborted]
     assert kept == [fake(call)]
-    service.owner = object()
+    service.owner = SimpleNamespace(alive=True)
     assert (await pool.acquire(repeatable=True)).owner is service.owner
 
 
@@ -338,3 +339,39 @@ async def test_closing_closes_everything() -> None:
     await turns()
     assert all(fake(one).aborted for one in (read, call, idle))
     assert all(http.aborted for http in service.made)
+
+
+async def test_what_was_given_up_serves_nobody_any_more() -> None:
+    service = Service()
+    pool = service.pool()
+    call = await pool.acquire(repeatable=False)
+    service.owner.alive = False  # retired; the call on it may still end well
+    pool.release(call)
+    assert fake(call).aborted
+    service.owner = SimpleNamespace(alive=True)
+    assert (await pool.acquire(repeatable=True)).owner is service.owner
+
+
+async def test_reads_leave_room_for_a_call_and_a_probe(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LIMIT", 8)
+    monkeypatch.setattr(module, "SLOT_WAIT", 0.01)
+    pool = Service().pool()
+    for _ in range(7):
+        await pool.acquire(repeatable=True)
+    with pytest.raises(ProblemError):
+        await pool.acquire(repeatable=True)
+    call = await pool.acquire(repeatable=False)
+    pool.release(call)
+    await pool.acquire(repeatable=True, probe=True)
+
+
+async def test_the_oldest_read_that_waits_is_told() -> None:
+    pool = Service().pool()
+    assert pool.waiting_since is None
+    await pool.acquire(repeatable=False)
+    assert pool.waiting_since is None
+    first = await pool.acquire(repeatable=True)
+    second = await pool.acquire(repeatable=True)
+    assert pool.waiting_since == first.waiting_since
+    first.waiting_since = None
+    assert pool.waiting_since == second.waiting_since

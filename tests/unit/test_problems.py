@@ -72,7 +72,16 @@ def test_a_json_rpc_code_means_one_thing() -> None:
 
 
 def test_only_what_somebody_must_mend_is_permanent() -> None:
-    mended_by_hand = {"auth_denied", "host_key_changed", "host_key_unknown", "key_unusable"}
+    mended_by_hand = {
+        "auth_denied",
+        "certificate_expired",
+        "certificate_refused",
+        "host_key_changed",
+        "host_key_unknown",
+        "key_unusable",
+        "tls_untrusted",
+        "token_refused",
+    }
     assert mended_by_hand == PERMANENT
     for code in CATALOGUE:
         assert Problem(code, "").permanent is (code in PERMANENT)

@@ -5,17 +5,19 @@ from pathlib import Path
 
 import pytest
 
+from keys.table import Table
 from tunnel.settings import (
     Address,
     ForwardRule,
+    Https,
     Settings,
     SettingsError,
     home,
     load,
     load_unchecked,
+    parse,
     parse_address,
 )
-from tunnel.table import Table
 
 POSIX = pytest.mark.skipif(sys.platform == "win32", reason="modes are POSIX")
 NOT_ROOT = pytest.mark.skipif(
@@ -327,11 +329,90 @@ def test_unknown_keys_are_told_with_the_known_ones(place: Path) -> None:
     assert "proxy_jump" in told
 
 
-@pytest.mark.parametrize("table", ["[https]", '[https]\nurl = "https://droplet"'])
-def test_the_https_path_is_still_to_come(place: Path, table: str) -> None:
-    assert "[https]: this version has no https path" in one_fault(place, SSH + table)
-    given = '[tunnel]\npaths = ["https"]\n'
-    assert "[https]: this version has no https path" in one_fault(place, given + SSH + table)
+HTTPS = '[https]\nurl = "https://droplet.example/mcp"\nclient = "laptop"\n'
+
+
+def test_the_https_path_is_second_where_there_is_one(place: Path) -> None:
+    settings = parse(place / "config.toml", SSH + HTTPS)
+    assert settings.paths == ("ssh", "https")
+    assert settings.https == Https(
+        host="droplet.example",
+        port=443,
+        base=b"/mcp",
+        client="laptop",
+        audience="catalyst-gateway:droplet.example",
+        cert=place / "keys" / "tls.crt",
+        key=place / "keys" / "tls.key",
+        token_key=place / "keys" / "token.key",
+    )
+    assert settings.https.authority == "droplet.example"
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("https://[::1]:8443/a/b/", ("::1", 8443, b"/a/b", "[::1]:8443")),
+        ("https://droplet", ("droplet", 443, b"", "droplet")),
+    ],
+)
+def test_urls(place: Path, url: str, expected: tuple[object, ...]) -> None:
+    text = f'[https]\nurl = "{url}"\nclient = "laptop"\n[tunnel]\npaths = ["https"]\n'
+    https = parse(place / "config.toml", text).https
+    assert https is not None
+    assert (https.host, https.port, https.base, https.authority) == expected
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://droplet/mcp",
+        "droplet",
+        "https://",
+        "https://user:word@droplet/mcp",
+        "https://droplet:0/mcp",
+        "https://droplet:65536/mcp",
+        "https://droplet/mcp?x",
+        "https://droplet/mcp#x",
+        "https://droplet/a b",
+        "https://drop\u00e9/mcp",
+    ],
+)
+def test_what_is_no_url_of_a_gateway(place: Path, url: str) -> None:
+    text = SSH + f'[https]\nurl = "{url}"\nclient = "laptop"\n'
+    told = "\n".join(faults(place, text))
+    assert '[https] url: must be "https://HOST[:PORT]/PATH"' in told
+
+
+def test_an_empty_https_table_is_told_all_it_lacks(place: Path) -> None:
+    told = "\n".join(faults(place, SSH + "[https]"))
+    assert "[https] url: is missing" in told
+    assert "[https] client: is missing" in told
+
+
+def test_a_path_needs_its_table(place: Path) -> None:
+    assert "[https]" in one_fault(place, '[tunnel]\npaths = ["ssh", "https"]\n' + SSH)
+    assert "[ssh] gateway: needs [https]" in one_fault(place, SSH + "gateway = true")
+
+
+def test_forwards_need_ssh(place: Path) -> None:
+    text = '[tunnel]\npaths = ["https"]\n' + HTTPS
+    text += '[[forward]]\nname = "x"\nlisten = "127.0.0.1:1"\ntarget = "a:1"\n'
+    assert "[[forward]]: needs the ssh path" in "\n".join(faults(place, text))
+
+
+def test_what_the_https_path_needs_is_asked_for_where_it_is_used(place: Path) -> None:
+    file = place / "config.toml"
+    file.write_text(SSH + HTTPS)
+    with pytest.raises(SettingsError) as told:
+        load(file)
+    text = str(told.value)
+    assert "token_key: " in text
+    assert "keys request" in text
+    assert "keys accept" in text
+    assert load(file, "ssh").paths == ("ssh",)
+    file.write_text(SSH)
+    with pytest.raises(SettingsError, match=r"no \[https\] table"):
+        load(file, "https")
 
 
 def test_all_faults_in_one_message(place: Path) -> None:

@@ -3,10 +3,10 @@
 A real droplet runs OpenSSH; this one is asyncssh's server, so that the demo needs no root, no
 installed sshd and no POSIX. It is not for use outside of the demo.
 
-    python -m tunnel.demo.droplet DIRECTORY TARGET_PORT
+    python -m tunnel.demo.droplet DIRECTORY PORT TARGET_PORT
 
-DIRECTORY holds `authorized_keys`; the host key is made there, and `droplet ready on HOST:PORT` is
-printed once it listens.
+DIRECTORY holds `authorized_keys` and `host_key`; `droplet ready on HOST:PORT` is printed once it
+listens.
 """
 
 import asyncio
@@ -16,8 +16,6 @@ import sys
 from pathlib import Path
 
 import asyncssh
-
-from keys.sshkey import make_key
 
 
 class _Server(asyncssh.SSHServer):
@@ -33,26 +31,23 @@ class _Server(asyncssh.SSHServer):
         return (dest_host, dest_port) == ("127.0.0.1", self._target_port)
 
 
-async def serve(directory: Path, target_port: int) -> None:
+async def serve(directory: Path, port: int, target_port: int) -> None:
     """Serve until SIGTERM or SIGINT."""
     loop = asyncio.get_running_loop()
     over = asyncio.Event()
     with contextlib.suppress(NotImplementedError):  # Windows ends it with the process
         loop.add_signal_handler(signal.SIGTERM, over.set)
         loop.add_signal_handler(signal.SIGINT, over.set)
-    host_key = directory / "host_key"
-    make_key(host_key)
     server = await asyncssh.listen(
         "127.0.0.1",
-        0,
+        port,
         server_factory=lambda: _Server(target_port),
-        server_host_keys=[str(host_key)],
+        server_host_keys=[str(directory / "host_key")],
         authorized_client_keys=str(directory / "authorized_keys"),
         allow_pty=False,
         agent_forwarding=False,
     )
-    host, port = server.sockets[0].getsockname()[:2]
-    sys.stdout.write(f"droplet ready on {host}:{port}\n")
+    sys.stdout.write(f"droplet ready on 127.0.0.1:{port}\n")
     sys.stdout.flush()
     await over.wait()
     server.close()
@@ -61,7 +56,7 @@ async def serve(directory: Path, target_port: int) -> None:
 def main() -> None:
     """Run the server with the arguments of the command line."""
     with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(serve(Path(sys.argv[1]), int(sys.argv[2])))
+        asyncio.run(serve(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])))
 
 
 if __name__ == "__main__":

@@ -1,88 +1,28 @@
-"""`demo`: a droplet and its service in processes of their own, and the real tunnel to them.
+"""`demo`: a droplet (service, gateway, SSH server, NGINX) in processes, and a real tunnel to it.
 
-What is written goes to a temporary home, what is started is stopped with it; the tunnel itself is
-the same `up` that a user runs, with settings that `init` could have written.
+What is written goes to a temporary home, what is started is stopped with it; gateway and tunnel are
+started and enrolled as their users do it.
 """
 
 import contextlib
-import queue
-import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
-from keys.files import write_private
+from keys.files import make_private_directory, write_private
 from keys.sshkey import authorized_line, make_key, public_half
 
-from .. import hostkey, initialise
+from .. import enrol, hostkey, initialise
 from ..settings import Address
-
-START = 30.0  # seconds for a part to say that it is ready
-STOP = 5.0  # seconds for a part to end when asked
-
-
-class DemoError(Exception):
-    """The demo cannot run; says why, with an exit code for the command line."""
-
-    def __init__(self, text: str, code: int = 1) -> None:
-        super().__init__(text)
-        self.code = code
-
-
-@contextlib.contextmanager
-def _part(*arguments: str) -> Iterator[str]:
-    """Run a part of the demo and give the address in its "... ready on ADDRESS" line.
-
-    Raises:
-        DemoError: it ended, or did not say so in time.
-    """
-    process = subprocess.Popen(
-        [sys.executable, "-m", *arguments], stdout=subprocess.PIPE, text=True
-    )
-    said: queue.Queue[str] = queue.Queue()
-
-    def listen() -> None:
-        if process.stdout is not None:
-            for line in process.stdout:
-                said.put(line)
-        said.put("")
-
-    threading.Thread(target=listen, daemon=True).start()
-    try:
-        try:
-            line = said.get(timeout=START)
-        except queue.Empty:
-            line = ""
-        ready = re.search(r" ready on (\S+)", line)
-        if ready is None:
-            raise DemoError(f"{arguments[0]} did not start.")
-        yield ready[1]
-    finally:
-        process.terminate()
-        try:
-            process.wait(STOP)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-def _port_of(address: str) -> int:
-    found = re.search(r":(\d+)", address.removeprefix("http:"))
-    if found is None:
-        raise DemoError(f"A part of the demo says it listens on {address}.")
-    return int(found[1])
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+from . import nginx
+from .parts import STOP, DemoError, command, free_port, part, port_of, program
+from .tour import show
 
 
 def run(port: int, say: Callable[[str], object]) -> int:
@@ -93,32 +33,27 @@ def run(port: int, say: Callable[[str], object]) -> int:
     """
     if find_spec("fastmcp") is None:
         raise DemoError("The demo's service needs FastMCP: pip install 'catalyst-tunnel[demo]'", 2)
-    port = port or _free_port()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and stop the parts on the way out
+    port = port or free_port()
+    _must_be_free(port)
+    for name in ("SIGTERM", "SIGHUP"):  # a closed terminal says HUP; Windows knows none
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), lambda *_: sys.exit(143))  # and stop the parts
     with contextlib.ExitStack() as stack:
         home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="catalyst-demo-")))
         say("Starting the orchestration service (FastMCP) ...")
-        service = stack.enter_context(_part("tunnel.demo.orchestration", "--port", "0"))
-        target = Address("127.0.0.1", _port_of(service))
-
-        identity = home / initialise.KEY
-        make_key(identity)
-        server = home / "droplet"
-        line = authorized_line(public_half(identity), [str(target)], "demo")
-        write_private(server / "authorized_keys", f"{line}\n".encode(), replace=False)
-        say("Starting the droplet (an SSH server) ...")
-        droplet = stack.enter_context(_part("tunnel.demo.droplet", str(server), str(target.port)))
-
-        where = Address("127.0.0.1", _port_of(droplet))
-        hostkey.pin(home / "known_hosts", where, public_half(server / "host_key"))
-        answers = initialise.Answers(
-            where.host, where.port, "demo", target, Address("127.0.0.1", port)
-        )
-        config = home / "config.toml"
-        initialise.write_settings(config, answers)
-        say(_WHAT_TO_TRY.format(port=port, config=config))
+        service = stack.enter_context(part("tunnel.demo.orchestration", "--port", "0"))
+        droplet = Droplet(home / "droplet", port_of(service), say)
+        droplet.start(stack)
+        laptop, observer = home / "laptop", home / "observer"
+        droplet.enrol(laptop, "operator", port)
+        droplet.enrol(observer, "observer", free_port())
+        droplet.start_ssh()
+        config = laptop / "config.toml"
+        program = "catalyst-tunnel" if shutil.which("catalyst-tunnel") else sys.argv[0]
+        say(_WHAT_TO_TRY.format(port=port, config=config, program=program))
         up = subprocess.Popen([sys.executable, "-m", "tunnel", "up", "--config", str(config)])
         try:
+            show(droplet, port, config, observer / "config.toml", say)
             return up.wait()
         except KeyboardInterrupt:
             return up.wait(STOP * 2)  # Ctrl-C in a terminal reached it too
@@ -128,12 +63,120 @@ def run(port: int, say: Callable[[str], object]) -> int:
                 up.wait(STOP * 2)
 
 
+def _must_be_free(port: int) -> None:
+    try:
+        socket.create_server(("127.0.0.1", port)).close()
+    except OSError as exc:
+        text = f"Port {port} is taken. Choose another: --port 5050, or make demo PORT=5050."
+        raise DemoError(text, 2) from exc
+
+
+class Droplet:
+    """The far side: an SSH server and, where it is installed, NGINX; the gateway behind both."""
+
+    def __init__(self, directory: Path, service: int, say: Callable[[str], object]) -> None:
+        self._directory = directory
+        self._service = service
+        self._say = say
+        self._gateway_port = free_port()
+        self._ssh_port = free_port()
+        self._https_port = free_port()
+        self._ssh: contextlib.ExitStack | None = None
+        self._program = nginx.find()
+        make_private_directory(directory)
+
+    @property
+    def has_https(self) -> bool:
+        """Whether there is an NGINX to come in by."""
+        return self._program is not None
+
+    def start(self, stack: contextlib.ExitStack) -> None:
+        """Start the gateway, and NGINX if there is one; `stack` stops everything.
+
+        Raises:
+            DemoError: something does not start.
+        """
+        gateway = self._directory / "gateway"
+        certificate, key = nginx.make_certificate(self._directory)
+        init = ["gateway", "init", "--dir", str(gateway), "--domain", "localhost"]
+        init += ["--upstream", f"http://127.0.0.1:{self._service}"]
+        init += ["--listen", f"127.0.0.1:{self._gateway_port}"]
+        init += ["--https-port", str(self._https_port), "--tls-ca", str(certificate)]
+        command(*init)
+        stack.callback(self.stop_ssh)
+        self._say("Starting the gateway ...")
+        stack.enter_context(part("gateway", "serve", "--dir", str(gateway)))
+        make_key(self._directory / "host_key")
+        if self._program is None:
+            self._say("NGINX is not installed, so there is no https path in this demo.")
+            return
+        self._say("Starting NGINX ...")
+        site = ["gateway", "nginx", "--print", "--dir", str(gateway)]
+        site += ["--https-port", str(self._https_port), "--http-port", str(free_port())]
+        site += ["--tls-cert", str(certificate), "--tls-key", str(key)]
+        site += ["--access-log", str(self._directory / "access.log")]
+        file = nginx.configure(self._directory, command(*site))
+        arguments = [self._program, "-p", str(self._directory), "-c", str(file)]
+        arguments += ["-e", str(self._directory / "error.log")]
+        stack.enter_context(program(arguments, self._https_port, self._directory / "nginx.log"))
+
+    def start_ssh(self) -> None:
+        """Start the SSH server, on the port that it had."""
+        if self._ssh is None:
+            self._say("Starting the SSH server ...")
+            self._ssh = contextlib.ExitStack()
+            self._ssh.enter_context(
+                part(
+                    "tunnel.demo.droplet",
+                    str(self._directory),
+                    str(self._ssh_port),
+                    str(self._gateway_port),
+                )
+            )
+
+    def stop_ssh(self) -> None:
+        """Stop the SSH server, and with it the ssh path."""
+        if self._ssh is not None:
+            self._ssh.close()
+            self._ssh = None
+
+    def enrol(self, home: Path, role: str, port: int) -> None:
+        """Make a client's home with settings and keys, and have the gateway let it in.
+
+        Raises:
+            DemoError: the gateway does not.
+        """
+        where = Address("127.0.0.1", self._ssh_port)
+        target = Address("127.0.0.1", self._gateway_port)
+        answers = initialise.Answers(
+            where.host, where.port, "demo", target, Address("127.0.0.1", port)
+        )
+        config = home / "config.toml"
+        identity = home / initialise.KEY
+        initialise.write_settings(config, answers)
+        make_key(identity)
+        hostkey.pin(home / "known_hosts", where, public_half(self._directory / "host_key"))
+        line = authorized_line(public_half(identity), [str(target)], home.name)
+        with (self._directory / "authorized_keys").open("a", encoding="ascii") as file:
+            file.write(f"{line}\n")
+        request = enrol.make_request(home)
+        add = ["client", "add", home.name, "--role", role]
+        gateway = self._directory / "gateway"
+        answer = command("gateway", *add, "--dir", str(gateway), stdin=request)
+        enrol.install(config, answer.encode())
+        text = config.read_text(encoding="utf-8")
+        text = text.replace("[ssh]\n", "[ssh]\ngateway = true\n", 1)
+        if not self.has_https:
+            text = text.replace('paths = ["ssh", "https"]', 'paths = ["ssh"]', 1)
+        write_private(config, text.encode(), replace=True)
+
+
 _WHAT_TO_TRY = """\
 
 The tunnel comes up on http://localhost:{port} now. In another terminal:
 
   curl http://localhost:{port}/system/health
-  catalyst-tunnel status --config {config}
+  {program} status --config {config}
 
 Point any MCP client (Streamable HTTP) at http://localhost:{port}/mcp, for example:
 

@@ -1,0 +1,128 @@
+"""Both whole roads: the MCP SDK's client, tunnel, NGINX or sshd, gateway and FastMCP."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("fastmcp", reason="needs the demo extra")
+pytest.importorskip("mcp", reason="needs the MCP SDK")
+
+from mcp import Client, MCPError
+
+from tests.conftest import Running
+from tests.droplet import Sshd, Target
+from tests.integration.test_mcp import RESOURCES, Orchestration, service
+from tests.stack import Stack, make_stack
+
+__all__ = ["service"]
+
+MODES = pytest.mark.parametrize("mode", ["auto", "legacy", "2026-07-28"])
+ROADS = pytest.mark.parametrize("road", ["https", "ssh"])
+METRICS = "catalyst://performance/metrics"
+
+
+@pytest.fixture
+async def stack(sshd: Sshd, service: Orchestration, tmp_path: Path) -> AsyncIterator[Stack]:
+    async with make_stack(tmp_path, sshd, Target(port=service.port)) as far:
+        yield far
+
+
+@pytest.fixture
+async def run(stack: Stack, road: str) -> Running:
+    return await stack.tunnel(paths=(road,), gateway=True)
+
+
+async def read(client: Client, uri: str) -> Any:
+    [content] = (await client.read_resource(uri)).contents
+    return json.loads(content.text)  # type: ignore[union-attr]
+
+
+@ROADS
+@MODES
+async def test_an_operator_lists_reads_and_calls(
+    run: Running, stack: Stack, road: str, mode: str
+) -> None:
+    async with Client(f"{run.url}/mcp", mode=mode) as client:
+        assert {str(one.uri) for one in (await client.list_resources()).resources} == RESOURCES
+        tools = {tool.name for tool in (await client.list_tools()).tools}
+        assert {"start_trading_cycle", "stop_trading"} <= tools
+        for uri in RESOURCES:
+            assert "as_of" in await read(client, uri)
+        answer = await client.call_tool("start_trading_cycle", {"mode": "normal", "note": "à 1"})
+        assert answer.structured_content is not None
+        assert answer.structured_content["note"] == "à 1"
+        await client.call_tool("stop_trading", {"reason": "emergency"})
+        assert (await read(client, "catalyst://system/health"))["trading"] == "stopped"
+    lines = [line for line in stack.gateway.audit() if "decision" in line]
+    assert {(line["decision"], line["way"]) for line in lines} == {("allow", road)}
+    called = [line["tool"] for line in lines if "tool" in line]
+    assert called == ["start_trading_cycle", "stop_trading"]
+
+
+@ROADS
+@MODES
+async def test_progress_arrives_while_the_tool_runs(run: Running, mode: str) -> None:
+    seen: list[float] = []
+    first = asyncio.Event()
+
+    async def on_progress(progress: float, total: float | None, message: str | None) -> None:
+        seen.append(progress)
+        first.set()
+
+    async with asyncio.timeout(20), Client(f"{run.url}/mcp", mode=mode) as client:
+        calling = asyncio.ensure_future(
+            client.call_tool(
+                "run_backtest",
+                {"steps": 4, "seconds_per_step": 0.5},
+                progress_callback=on_progress,
+            )
+        )
+        await first.wait()
+        assert not calling.done()  # three of four steps are to come
+        await calling
+    assert seen == [1, 2, 3, 4]
+
+
+@ROADS
+@MODES
+async def test_what_the_client_cancels_the_service_cancels(run: Running, mode: str) -> None:
+    first = asyncio.Event()
+
+    async def on_progress(progress: float, total: float | None, message: str | None) -> None:
+        first.set()
+
+    async with asyncio.timeout(20), Client(f"{run.url}/mcp", mode=mode) as client:
+        arguments = {"steps": 600, "seconds_per_step": 0.1}
+        running = asyncio.ensure_future(
+            client.call_tool("run_backtest", arguments, progress_callback=on_progress)
+        )
+        await first.wait()
+        assert not running.done()
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        async with asyncio.timeout(3):
+            while (await read(client, METRICS))["backtests_cancelled"] == 0:
+                await asyncio.sleep(0.02)
+
+
+@ROADS
+@MODES
+async def test_an_observer_reads_and_is_told_why_it_may_not_call(
+    stack: Stack, road: str, mode: str
+) -> None:
+    observer = await asyncio.to_thread(
+        stack.gateway.enrol, stack.directory / "observer", "observer"
+    )
+    run = await stack.tunnel(client=observer, paths=(road,), gateway=True)
+    async with Client(f"{run.url}/mcp", mode=mode) as client:
+        assert (await read(client, "catalyst://system/health"))["status"] == "ok"
+        with pytest.raises(MCPError) as told:
+            await client.call_tool("stop_trading", {"reason": "curiosity"})
+        assert told.value.error.code == -32003
+        assert told.value.error.message == "Your role may not call this tool."
+        assert (await read(client, "catalyst://system/health"))["trading"] != "stopped"
