@@ -1,7 +1,7 @@
 # make demo    everything embedded on this machine, the tunnel on localhost:5000
-# make test    all tests, against a real sshd where there is one
+# make test    all tests, against a real sshd, NGINX and Redis where there are some
 # make check   format, lint, types for three platforms, import rules
-# make bench   side by side with ssh -L and autossh
+# make bench   side by side with ssh -L, autossh and HAProxy
 
 PYTHON ?= python3
 PORT ?= 5000
@@ -14,7 +14,7 @@ APT := $(shell [ "$$(id -u)" = 0 ] && command -v apt-get)
 demo: $(VENV)/demo
 	@$(BIN)/catalyst-tunnel demo --port $(PORT)
 
-test: $(VENV)/dev sshd
+test: $(VENV)/dev servers
 	$(BIN)/python -m pytest $(PYTEST)
 
 check: $(VENV)/dev
@@ -25,7 +25,7 @@ check: $(VENV)/dev
 	$(BIN)/mypy --platform darwin
 	$(BIN)/lint-imports
 
-bench: $(VENV)/dev sshd
+bench: $(VENV)/dev servers
 	$(BIN)/python -m bench $(BENCH)
 
 # Debian and Ubuntu keep venv in a package of its own.
@@ -45,13 +45,16 @@ $(VENV)/dev: $(BIN)/python pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@ $(VENV)/demo
 
-# The tests need an sshd to run instances of their own; the system's is left alone.
-.PHONY: sshd
-sshd:
-	@PATH="$$PATH:/usr/sbin:/sbin"; command -v sshd >/dev/null || { \
-	    if [ -n "$(APT)" ]; then apt-get update -qq && \
-	        DEBIAN_FRONTEND=noninteractive apt-get install -y -qq openssh-server openssh-client; \
-	    else echo "no sshd: its tests will be skipped (sudo apt-get install openssh-server)"; fi; }
+# The tests run servers of their own; the system's are left alone.
+.PHONY: servers
+servers:
+	@PATH="$$PATH:/usr/sbin:/sbin"; \
+	command -v sshd >/dev/null || missing="openssh-server openssh-client"; \
+	command -v nginx >/dev/null || missing="$$missing nginx-light"; \
+	command -v redis-server >/dev/null || missing="$$missing redis-server"; \
+	[ -z "$$missing" ] || if [ -n "$(APT)" ]; then apt-get update -qq && \
+	    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing; \
+	else echo "some tests will be skipped (sudo apt-get install $$missing)"; fi
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -14,13 +14,15 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from bench import recovery, report, upkeep, verdict, workloads
+from bench import failover, gateway, recovery, report, upkeep, verdict, workloads
 from bench.processes import Generator
 from tests.droplet import find_sshd
 
 SPEED = [workload.name for workload in workloads.WORKLOADS]
 FAULTS = [fault.name for fault in recovery.FAULTS]
-ALL = [*SPEED, *FAULTS, "memory", "startup"]
+GATEWAY = list(gateway.PARTS)
+FAILOVER = list(failover.PARTS)
+ALL = [*SPEED, *FAULTS, "memory", "startup", *GATEWAY, *FAILOVER]
 
 
 async def measure(directory: Path, names: Collection[str], *, quick: bool) -> dict[str, Any]:
@@ -28,6 +30,11 @@ async def measure(directory: Path, names: Collection[str], *, quick: bool) -> di
     results: dict[str, Any] = {"machine": machine(), "quick": quick}
     began = monotonic()
     async with Generator(directory) as generator:
+        if parts := [name for name in GATEWAY if name in names]:
+            results["gateway"] = await gateway.measure(directory, parts, say, quick=quick)
+        if parts := [name for name in FAILOVER if name in names]:
+            made = failover.measure(generator, directory, parts, say, quick=quick)
+            results["failover"] = await made
         if "startup" in names:
             say("startup")
             results["startup"] = await upkeep.startup(generator, directory, quick=quick)
@@ -74,7 +81,7 @@ def main() -> int:
     """Run what is asked for; 2 where there is no sshd, 1 where a figure could not be taken."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there too")
-    parser.add_argument("--quick", action="store_true", help="one short round, under a minute")
+    parser.add_argument("--quick", action="store_true", help="one short round, under two minutes")
     parser.add_argument("--only", nargs="+", choices=ALL, default=ALL, metavar="NAME",
                         help=f"any of: {', '.join(ALL)}")  # fmt: skip
     options = parser.parse_args()
@@ -110,6 +117,11 @@ def _failed(results: dict[str, Any]) -> list[str]:
         for row in rows
         for name, cell in row["contenders"].items()
         if name.startswith("catalyst") and "error" in cell
+    ] + [
+        f"{name} ({cell['error']})"
+        for part in ("gateway", "failover")
+        for name, cell in results.get(part, {}).items()
+        if "error" in cell
     ]
 
 

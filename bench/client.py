@@ -1,10 +1,13 @@
 """A small HTTP/1.1 client for the load generator: as little work as possible for each answer."""
 
 import asyncio
+import functools
 import re
 import socket
+import ssl
 from collections.abc import Callable
-from typing import cast
+from dataclasses import dataclass
+from typing import Any, Self, cast
 
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 
@@ -32,6 +35,38 @@ def post_read(port: int, path: str) -> bytes:
     ).encode() + READ_BODY
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where requests go: a port of 127.0.0.1, with TLS where there is a `ca`; or a Unix socket."""
+
+    port: int = 0
+    unix: str | None = None
+    ca: str | None = None
+    cert: str | None = None
+    key: str | None = None
+
+    async def connect(self, make: Callable[[], asyncio.BaseProtocol]) -> Any:
+        """Open a connection; the site that TLS leads to is `localhost`."""
+        loop = asyncio.get_running_loop()
+        if self.unix is not None:
+            return (await loop.create_unix_connection(make, self.unix))[1]
+        if self.ca is None:
+            return (await loop.create_connection(make, "127.0.0.1", self.port))[1]
+        context = _context(self.ca, self.cert, self.key)
+        opening = loop.create_connection(
+            make, "127.0.0.1", self.port, ssl=context, server_hostname="localhost"
+        )
+        return (await opening)[1]
+
+
+@functools.cache
+def _context(ca: str, cert: str | None, key: str | None) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=ca)
+    if cert is not None:
+        context.load_cert_chain(cert, key)
+    return context
+
+
 class Client(asyncio.Protocol):
     """One connection: `on_answer(status)` when an answer is complete, `on_lost` when it broke."""
 
@@ -47,7 +82,8 @@ class Client(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
         sock = transport.get_extra_info("socket")
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if sock.family != socket.AF_UNIX:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def data_received(self, data: bytes) -> None:
         if self._left:
@@ -73,32 +109,57 @@ class Client(asyncio.Protocol):
 
 
 async def connect(
-    port: int, on_answer: Callable[[int], None], on_lost: Callable[[str], None]
+    place: Place, on_answer: Callable[[int], None], on_lost: Callable[[str], None]
 ) -> Client:
-    """Open a connection to this port of 127.0.0.1."""
-    loop = asyncio.get_running_loop()
-    _, client = await loop.create_connection(lambda: Client(on_answer, on_lost), "127.0.0.1", port)
-    return client
+    """Open a connection to `place`."""
+    return cast(Client, await place.connect(lambda: Client(on_answer, on_lost)))
 
 
-async def ask(port: int, request: bytes) -> int:
+class Caller:
+    """A connection on which one question is asked at a time."""
+
+    client: Client
+
+    def __init__(self) -> None:
+        self.lost: str | None = None
+        self._answer: asyncio.Future[int] | None = None
+
+    @classmethod
+    async def connect(cls, place: Place) -> Self:
+        """Open one; raises OSError."""
+        self = cls()
+        self.client = await connect(place, self._answered, self._lost)
+        return self
+
+    async def ask(self, request: bytes) -> int:
+        """Ask and return the answer's status; raises BrokenError where there is no whole answer."""
+        if self.lost is not None:
+            raise BrokenError(self.lost)
+        self._answer = asyncio.get_running_loop().create_future()
+        self.client.transport.write(request)
+        return await self._answer
+
+    def close(self) -> None:
+        """End it at once."""
+        self.client.transport.abort()
+
+    def _answered(self, status: int) -> None:
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_result(status)
+
+    def _lost(self, why: str) -> None:
+        self.lost = why
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_exception(BrokenError(why))
+
+
+async def ask(place: Place, request: bytes) -> int:
     """One request on a connection of its own; returns the answer's status.
 
     Raises BrokenError or OSError where there is no whole answer.
     """
-    answer: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-
-    def answered(status: int) -> None:
-        if not answer.done():
-            answer.set_result(status)
-
-    def lost(why: str) -> None:
-        if not answer.done():
-            answer.set_exception(BrokenError(why))
-
-    client = await connect(port, answered, lost)
+    caller = await Caller.connect(place)
     try:
-        client.transport.write(request)
-        return await answer
+        return await caller.ask(request)
     finally:
-        client.transport.abort()
+        caller.close()

@@ -14,7 +14,8 @@ from collections.abc import Awaitable, Callable
 from time import monotonic
 from typing import Any
 
-from bench.client import BrokenError, Client, ask, connect, get, post_read
+from bench.client import BrokenError, Client, Place, ask, connect, get, post_read
+from bench.traffic import paced, spread, streams
 from tests.faults import fast_runner
 
 MIB = 1 << 20
@@ -24,10 +25,11 @@ RETRY = 0.002  # seconds between the tries of `first`
 class Closed:
     """Keep-alive connections that each ask again as soon as they are answered."""
 
-    def __init__(self, port: int, path: str) -> None:
-        self.port = port
-        self.request = get(port, path)
+    def __init__(self, place: Place, request: bytes) -> None:
+        self.place = place
+        self.request = request
         self.times: list[float] = []
+        self.answers = 0  # those of the warm-up included
         self.finished: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.measuring = False
         self.most: float = float("inf")
@@ -61,6 +63,7 @@ class Closed:
             now = monotonic()
             if status != 200:
                 return lost(f"status {status}")
+            self.answers += 1
             if self.measuring:
                 self.times.append(now - sent)
             if len(self.times) >= self.most:
@@ -73,7 +76,7 @@ class Closed:
             if not self.finished.done():
                 self.finished.set_exception(BrokenError(why))
 
-        client = await connect(self.port, answered, lost)
+        client = await connect(self.place, answered, lost)
         sent = monotonic()
         client.transport.write(self.request)
         return client
@@ -81,18 +84,6 @@ class Closed:
     def _finish(self) -> None:
         if not self.finished.done():
             self.finished.set_result(None)
-
-
-def spread(times: list[float]) -> dict[str, Any]:
-    """p50 and p99 of these latencies, and how many there are."""
-    if not times:
-        raise BrokenError("not one answer in the time given")
-    ordered = sorted(times)
-    return {
-        "requests": len(ordered),
-        "p50": ordered[len(ordered) // 2],
-        "p99": ordered[min(len(ordered) - 1, len(ordered) * 99 // 100)],
-    }
 
 
 async def closed(
@@ -104,15 +95,33 @@ async def closed(
     requests: int | None = None,
 ) -> dict[str, Any]:
     """Closed loop for `seconds` after `warmup`, or until there are `requests` answers."""
-    load = Closed(port, path)
+    return await _closed(Place(port), get(port, path), connections, seconds, warmup, requests)
+
+
+async def repeat(
+    place: dict[str, Any], request: str, connections: int, seconds: float, warmup: float
+) -> dict[str, Any]:
+    """The same for any place and any request, as it goes on the wire."""
+    return await _closed(Place(**place), request.encode(), connections, seconds, warmup, None)
+
+
+async def _closed(
+    place: Place,
+    request: bytes,
+    connections: int,
+    seconds: float,
+    warmup: float,
+    requests: int | None,
+) -> dict[str, Any]:
+    load = Closed(place, request)
     took = await load.run(connections, seconds, warmup, requests)
-    return {**spread(load.times), "rate": len(load.times) / took}
+    return {**spread(load.times), "rate": len(load.times) / took, "answers": load.answers}
 
 
 async def bulk(port: int, mebibytes: int) -> dict[str, Any]:
     """One large answer: MB/s (10^6 bytes) from the request to its last byte."""
     began = monotonic()
-    status = await ask(port, get(port, f"/bulk/{mebibytes}"))
+    status = await ask(Place(port), get(port, f"/bulk/{mebibytes}"))
     took = monotonic() - began
     if status != 200:
         raise BrokenError(f"status {status}")
@@ -125,7 +134,7 @@ async def fresh(port: int, seconds: float) -> dict[str, Any]:
     times = []
     end = monotonic() + seconds
     while (began := monotonic()) < end:
-        status = await ask(port, request)
+        status = await ask(Place(port), request)
         if status != 200:
             raise BrokenError(f"status {status}")
         times.append(monotonic() - began)
@@ -142,7 +151,7 @@ async def first(port: int, deadline: float) -> dict[str, Any]:
     while monotonic() < end:
         try:
             async with asyncio.timeout(end - monotonic()):
-                status = await ask(port, request)
+                status = await ask(Place(port), request)
             if status == 200:
                 return {"at": monotonic()}
             last = f"status {status}"
@@ -168,7 +177,7 @@ async def steady(
         began = monotonic()
         try:
             async with asyncio.timeout(deadline):
-                status = await ask(port, request)
+                status = await ask(Place(port), request)
         except (OSError, BrokenError) as error:
             what = str(error) if isinstance(error, BrokenError) else type(error).__name__
             failures.append((began, monotonic(), what))
@@ -194,6 +203,9 @@ async def steady(
 
 JOBS: dict[str, Callable[..., Awaitable[dict[str, Any]]]] = {
     "closed": closed,
+    "repeat": repeat,
+    "paced": paced,
+    "streams": streams,
     "bulk": bulk,
     "fresh": fresh,
     "first": first,

@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -17,6 +17,20 @@ DEADLINE = 10.0
 
 class JobError(Exception):
     """The load generator says that a job failed."""
+
+
+@contextlib.contextmanager
+def pinned(core: int) -> Iterator[None]:
+    """What is started meanwhile keeps to one core, with all its threads; a no-op off Linux."""
+    if sys.platform != "linux":
+        yield
+        return
+    ours = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {sorted(ours)[core % len(ours)]})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, ours)
 
 
 class Process:
@@ -95,10 +109,13 @@ class Announced(Process):
 
     async def __aenter__(self) -> Self:
         await super().__aenter__()
-        said = await self.line()
-        if " ready on " not in said:
+        try:
+            said = await self.line()
+            if " ready on " not in said:
+                raise RuntimeError(f"{self.command} said {said!r}; see {self.log}")
+        except BaseException:
             await self.stop()
-            raise RuntimeError(f"{self.command} said {said!r}; see {self.log}")
+            raise
         self.port = int(said.rpartition(":")[2])
         return self
 
@@ -126,6 +143,14 @@ def target(directory: Path, port: int = 0) -> Announced:
     return Announced(
         [sys.executable, "-m", "tests.droplet", "target", "--port", str(port)],
         directory / "target.log",
+    )
+
+
+def service(directory: Path, pause: float = 0.0) -> Announced:
+    """An MCP service of sorts; see bench/service.py."""
+    return Announced(
+        [sys.executable, "-m", "bench.service", "--pause-ms", str(pause * 1000)],
+        directory / "service.log",
     )
 
 
@@ -164,7 +189,8 @@ class Generator(Process):
             else:
                 done.set_result(reply["result"])
         for done in self._jobs.values():
-            done.set_exception(JobError(f"the load generator ended; see {self.log}"))
+            if not done.done():
+                done.set_exception(JobError(f"the load generator ended; see {self.log}"))
 
     async def stop(self) -> None:
         await super().stop()

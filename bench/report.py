@@ -1,9 +1,10 @@
 """The results as plain aligned text."""
 
 from collections.abc import Iterable, Sequence
+from statistics import median
 from typing import Any
 
-from bench.verdict import PEER, Figure
+from bench.verdict import PEER, Figure, ratio
 
 
 def render(results: dict[str, Any], required: Iterable[Figure]) -> str:
@@ -17,6 +18,10 @@ def render(results: dict[str, Any], required: Iterable[Figure]) -> str:
         parts.append(_memory(results["memory"]))
     if "startup" in results:
         parts.append(_startup(results["startup"]))
+    if "gateway" in results:
+        parts += _gateway(results["gateway"])
+    if "failover" in results:
+        parts += _failover(results["failover"])
     parts.append(_figures(required))
     return "\n\n".join(parts)
 
@@ -86,6 +91,100 @@ def _startup(startup: dict[str, Any]) -> str:
         f"From `up` to the first answered request: {startup['seconds']:.2f} s "
         f"(slowest {startup['slowest']:.2f} s)"
     )
+
+
+def _gateway(parts: dict[str, Any]) -> list[str]:
+    told = []
+    lines: list[list[str]] = []
+    cell = parts.get("verify", {})
+    for key, work in (("call", "MCP call"), ("health", "GET /health")):
+        if key in cell:
+            lines += _rates(f"{work}, 16, Unix socket", cell[key], "proxy")
+    cell = parts.get("front", {})
+    for row in ("c1", "c16"):
+        if row in cell:
+            lines += _rates(f"MCP call, {row[1:]}, TLS", cell[row], "straight")
+    if lines:
+        head = [
+            "work, connections, way in",
+            "contender",
+            "req/s",
+            "p50 ms",
+            "p99 ms",
+            "CPU ms",
+            "x",
+        ]
+        title = "Gateway (x: req/s against the proxy alone, or NGINX straight to the service)"
+        told.append(table(title, head, lines))
+    cell = parts.get("streams", {})
+    if "rss" in cell:
+        told.append(
+            f"{cell['streams']} idle streams: {cell['sent']:,} requests beside them, "
+            f"{cell['errors']} errors{_kinds(cell['kinds'])}, p99 {cell['p99'] * 1000:.1f} ms, "
+            f"RSS of the gateway {cell['rss'] / 1e6:.0f} MB"
+        )
+    cell = parts.get("slowloris", {})
+    if "none" in cell:
+        rows = [
+            [
+                name,
+                *(str(one[key]) for key in ("connections", "sent", "failed")),
+                *("-" if one[key] is None else _number(one[key] * 1000) for key in ("p50", "p99")),
+            ]
+            for name, one in cell.items()
+        ]
+        head = ["attack", "connections", "sent", "failed", "p50 ms", "p99 ms"]
+        told.append(table("A good client beside slowhttptest", head, rows))
+    cell = parts.get("revoke", {})
+    if "seconds" in cell:
+        times = ", ".join(f"{one:.2f}" for one in cell["seconds"])
+        told.append(f"Revocation to the end of the last of {cell['streams']} streams: {times} s")
+    return [*told, *_untold(parts)]
+
+
+def _rates(title: str, cells: dict[str, Any], base: str) -> list[list[str]]:
+    return [
+        [
+            title,
+            name,
+            _number(median(cell["rate"])),
+            *(_number(median(cell[key]) * 1000) for key in ("p50", "p99")),
+            _number(median(cell["cpu"]) * 1000) if "cpu" in cell else "-",
+            f"{ratio(cell['rate'], cells[base]['rate']):.2f}",
+        ]
+        for name, cell in cells.items()
+    ]
+
+
+def _failover(parts: dict[str, Any]) -> list[str]:
+    told = []
+    cell = parts.get("cut", {})
+    if "kills" in cell:
+        kills = ", ".join(f"{name} {count}" for name, count in cell["kills"].items())
+        told.append(
+            f"Paths killed ({kills}): {cell['reads']} reads, {cell['failed_reads']} failed"
+            f"{_kinds(cell['read_failures'])}, longest {cell['longest']:.2f} s; {cell['calls']} "
+            f"calls, not answered with 200:{_kinds(cell['failed_calls']) or ' none'}, "
+            f"executed {cell['executed']}, twice {cell['executed_twice']}"
+        )
+    cell = parts.get("silent", {})
+    for name in ("ssh", "https"):
+        if name in cell:
+            times = ", ".join(f"{one:.2f}" for one in cell[name]["seconds"])
+            told.append(f"{name} silently dead, longest wait of a read: {times} s")
+    return [*told, *_untold(parts)]
+
+
+def _kinds(kinds: dict[str, int]) -> str:
+    return f" ({', '.join(f'{count} {what}' for what, count in kinds.items())})" if kinds else ""
+
+
+def _untold(parts: dict[str, Any]) -> list[str]:
+    return [
+        f"{name}: {cell.get('skipped') or cell['error']}"
+        for name, cell in parts.items()
+        if {"skipped", "error"} & cell.keys()
+    ]
 
 
 def _figures(required: Iterable[Figure]) -> str:

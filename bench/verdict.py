@@ -1,6 +1,7 @@
 """What the measurements must show: each required figure, found in the results and judged."""
 
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 PEER = "ssh -L"
@@ -13,14 +14,19 @@ Results = dict[str, Any]
 
 @dataclass(frozen=True)
 class Figure:
-    """A required figure: `measured` is None where this run has not got it."""
+    """A required figure: `measured` is None where this run has not got it.
+
+    Without a `must` it is there to be told; without a `reach` the must is all that is asked.
+    """
 
     title: str
     measured: float | None
-    must: float
-    reach: float
+    must: float | None
+    reach: float | None
     unit: str
     at_most: bool = False
+    why: str = "not measured"
+    """What is said of a figure that is not there."""
 
     def holds(self, bound: float) -> bool:
         if self.measured is None:
@@ -30,12 +36,18 @@ class Figure:
     @property
     def verdict(self) -> str:
         if self.measured is None:
-            return "not measured"
+            return self.why
+        if self.must is None:
+            return "told"
         if not self.holds(self.must):
             return "not met"
+        if self.reach is None:
+            return "met"
         return "met, reach too" if self.holds(self.reach) else "met"
 
-    def bound(self, value: float) -> str:
+    def bound(self, value: float | None) -> str:
+        if value is None:
+            return "-"
         return f"{'<=' if self.at_most else '>='} {value:g}{self.unit}"
 
     def to_json(self) -> dict[str, Any]:
@@ -102,4 +114,101 @@ def figures(results: Results) -> list[Figure]:
     found.append(Figure("RSS growth, requests + reconnects", growth, 5, 0, " %", at_most=True))
     seconds = results.get("startup", {}).get("seconds")
     found.append(Figure("start to first answer, loopback", seconds, 1, 0.6, " s", at_most=True))
+    return [*found, *_gateway(results.get("gateway", {})), *_failover(results.get("failover", {}))]
+
+
+Cell = dict[str, Any]
+
+
+def _missing(cell: Cell) -> str:
+    if "error" in cell:
+        return "failed"
+    return str(cell.get("skipped", "not measured"))
+
+
+def _there(cell: Cell) -> bool:
+    return bool(cell) and not {"error", "skipped"} & cell.keys()
+
+
+def ratio(over: list[float], under: list[float]) -> float:
+    """The median of the rounds' ratios."""
+    return median(a / b for a, b in zip(over, under, strict=True))
+
+
+def _added(more: list[float], less: list[float]) -> float:
+    """The median of the rounds' differences."""
+    return median(a - b for a, b in zip(more, less, strict=True))
+
+
+def _gateway(parts: Cell) -> list[Figure]:
+    found = []
+
+    cell = parts.get("verify", {})
+    for key, work in (("call", "tool calls"), ("health", "GET /health")):
+        measured = None
+        if _there(cell):
+            measured = ratio(cell[key]["gateway"]["rate"], cell[key]["proxy"]["rate"])
+        title = f"16 connections, {work}, gateway vs its proxy alone"
+        found.append(Figure(title, measured, 0.7, 0.9, "x", why=_missing(cell)))
+
+    cell = parts.get("front", {})
+    measured = None
+    if _there(cell):
+        one = cell["c1"]
+        measured = _added(one["gateway"]["p50"], one["straight"]["p50"]) * 1000
+    title = "gateway's added latency p50, behind NGINX"
+    found.append(Figure(title, measured, 1.2, 0.6, " ms", at_most=True, why=_missing(cell)))
+    peer = _there(cell) and "haproxy" in cell["c1"]
+    why = cell.get("no_haproxy") or _missing(cell)
+    for title, row, key in (
+        ("16 connections, NGINX + gateway vs HAProxy with jwt_verify", "c16", "rate"),
+        ("1 connection, p50, NGINX + gateway vs HAProxy with jwt_verify", "c1", "p50"),
+    ):
+        told = ratio(cell[row]["gateway"][key], cell[row]["haproxy"][key]) if peer else None
+        found.append(Figure(title, told, None, None, "x", why=why))
+
+    cell = parts.get("streams", {})
+    title = "500 idle streams + 200 requests/s, "
+    errors = cell["errors"] if _there(cell) else None
+    found.append(Figure(f"{title}errors", errors, 0, None, "", at_most=True, why=_missing(cell)))
+    rss = cell["rss"] / 1e6 if _there(cell) else None
+    found.append(Figure(f"{title}RSS", rss, 250, 150, " MB", at_most=True, why=_missing(cell)))
+
+    cell = parts.get("slowloris", {})
+    for name in ("headers", "body", "read"):
+        p99 = None
+        if _there(cell) and cell[name]["p99"] is not None:
+            p99 = cell[name]["p99"] * 1000
+        title = f"slowloris, {name}: a good client's p99"
+        found.append(Figure(title, p99, 50, None, " ms", at_most=True, why=_missing(cell)))
+    failed = None
+    if _there(cell):
+        failed = sum(cell[name]["failed"] for name in ("headers", "body", "read"))
+    title = "slowloris: a good client's failed requests"
+    found.append(Figure(title, failed, 0, None, "", at_most=True, why=_missing(cell)))
+
+    cell = parts.get("revoke", {})
+    seconds = max(cell["seconds"]) if _there(cell) else None
+    title = "revocation to the end of the last open stream, slowest"
+    found.append(Figure(title, seconds, 2, 0.5, " s", at_most=True, why=_missing(cell)))
+    return found
+
+
+def _failover(parts: Cell) -> list[Figure]:
+    found = []
+    cell = parts.get("cut", {})
+    for title, key in (
+        ("a path killed: failed reads", "failed_reads"),
+        ("a path killed: tool calls executed twice", "executed_twice"),
+    ):
+        count = cell[key] if _there(cell) else None
+        found.append(Figure(title, count, 0, None, "", at_most=True, why=_missing(cell)))
+    cell = parts.get("silent", {})
+    for name in ("ssh", "https"):
+        seconds = max(cell[name]["seconds"]) if _there(cell) else None
+        title = f"{name} silently dead: longest wait of a read"
+        found.append(Figure(title, seconds, 6, 2, " s", at_most=True, why=_missing(cell)))
+    failed = cell["failed"] if _there(cell) else None
+    title = "a path silently dead: failed reads"
+    found.append(Figure(title, failed, 0, None, "", at_most=True, why=_missing(cell)))
     return found
