@@ -105,8 +105,6 @@ class FastmcpRun(Bridge):
         return [script, "run", self.stage.url, "--no-banner"]
 
 
-OURS = CatalystStdio.name
-PEER = McpProxy.name
 BRIDGES: list[type[Bridge]] = [CatalystStdio, McpProxy, McpRemote, Supergateway, FastmcpRun]
 FEW: list[type[Bridge]] = [CatalystStdio, McpProxy]
 

@@ -52,8 +52,11 @@ async def run(made: Stage, bridges: list[Bridge], quick: bool) -> Cell:
             told[bridge.name][scenario.name] = await _judge(scenario, made, bridge)
     for bridge in bridges:
         noise = [line for client in bridge.clients for line in client.noise]
-        words = f"{len(noise)} lines, the first: {noise[0][:60]!r}" if noise else "nothing else"
-        told[bridge.name][PURITY] = {"passed": not noise, "words": words}
+        lines = sum(client.lines for client in bridge.clients)
+        words = f"{len(noise)} of {lines} lines are not"
+        if noise:
+            words += f", the first: {noise[0][:60]!r}"
+        told[bridge.name][PURITY] = {"passed": lines > 0 and not noise, "words": words}
     return told
 
 
@@ -131,7 +134,7 @@ async def read_through(made: Stage, bridge: Bridge) -> str:
         await made.cut()
         answer = client.request("resources/read", HEALTH)[1]
         await asyncio.sleep(AWAY)
-        await made.road.tell("accept")
+        await made.restore()
         began = monotonic()
         _result(await asyncio.wait_for(answer, PATIENCE), "the read")
         return f"{monotonic() - began:.2f} s after it"
@@ -144,7 +147,7 @@ async def in_flight(made: Stage, bridge: Bridge) -> str:
         before = (await made.counted())["executions"]["run_backtest"]
         answer = client.request("tools/call", _backtest(40, 0.25))[1]
         await _executed(made, before + 1)
-        await made.road.tell("reset")
+        await made.reset()
         try:
             told = await asyncio.wait_for(answer, PATIENCE)
         except TimeoutError as never:

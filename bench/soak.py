@@ -1,4 +1,4 @@
-"""Four copies of a bridge at once, as Claude Desktop starts them, and a link that is cut and cut."""
+"""Four copies of a bridge at once, as Claude Desktop starts them, and a link that is cut."""
 
 import asyncio
 from collections import Counter
@@ -53,7 +53,7 @@ async def _soak(made: Stage, bridge: Bridge, each: int, seconds: float) -> Cell:
         nonlocal cuts
         while True:
             await asyncio.sleep(CUT_EVERY)
-            await made.road.tell("reset")
+            await made.reset()
             cuts += 1
 
     cutting = asyncio.create_task(cut())

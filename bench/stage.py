@@ -29,7 +29,7 @@ class Up(Catalyst):
 class Stage:
     """All that lies between a bridge's URL and the service; each part can be broken and healed."""
 
-    road: Announced
+    road: Announced | None = None
 
     def __init__(self, directory: Path, sshd: Sshd) -> None:
         self.directory = directory
@@ -62,22 +62,28 @@ class Stage:
         """What `up` and whatever belongs to it are told besides."""
         return {"CATALYST_HOME": str(self.up.directory)}
 
-    async def build(self, stack: AsyncExitStack) -> None:
-        """Start everything, and stop it with the stack."""
+    async def build(self, stack: AsyncExitStack, *, breakable: bool) -> None:
+        """Start everything, and stop it with the stack; a relay only where links are broken.
+
+        The relay acknowledges as late as TCP may, and sshd waits for that: 40 ms a call.
+        """
         stack.push_async_callback(self.stop_service)
         await self.start_service()
-        road = processes.relay(self._sshd.port, 0.0, self.directory)
-        self.road = await stack.enter_async_context(road)
+        ssh_port = self._sshd.port
+        if breakable:
+            road = processes.relay(ssh_port, 0.0, self.directory)
+            self.road = await stack.enter_async_context(road)
+            ssh_port = self.road.port
         port = self._service_port
-        self._up = Up(Far(self._sshd, self.road.port, port, port, self.directory))
+        self._up = Up(Far(self._sshd, ssh_port, port, port, self.directory))
         self.up.launch()
         stack.push_async_callback(self.up.stop)
         await self.healthy()
 
     async def healthy(self) -> None:
         """Undo what is broken, and wait until the service answers at the local address."""
-        await self.road.tell("accept")
-        await self.road.tell("resume")
+        if self.road is not None:
+            await self.restore()
         await self.start_service()
         await self.start_up()
         limit = monotonic() + HEALED
@@ -89,10 +95,21 @@ class Stage:
                 raise JobError(f"the tunnel does not get well; see {self.up.log}")
             await asyncio.sleep(0.05)
 
+    async def reset(self) -> None:
+        """Reset what connections there are; others can be made at once."""
+        assert self.road is not None
+        await self.road.tell("reset")
+
     async def cut(self) -> None:
         """Take the droplet off the network: connections are reset, and none can be made."""
+        assert self.road is not None
         await self.road.tell("refuse")
         await self.road.tell("reset")
+
+    async def restore(self) -> None:
+        """Put it back."""
+        assert self.road is not None
+        await self.road.tell("accept")
 
     async def start_up(self) -> None:
         """Start `up`, if it does not run."""
@@ -131,13 +148,13 @@ class Stage:
 
 
 @contextlib.asynccontextmanager
-async def stage(directory: Path) -> AsyncIterator[Stage]:
+async def stage(directory: Path, *, breakable: bool) -> AsyncIterator[Stage]:
     """Build a stage in `directory`; raises JobError, RuntimeError, OSError."""
     directory.mkdir(parents=True)
     async with AsyncExitStack() as stack:
         sshd = stack.enter_context(Sshd(directory / "sshd"))
         made = Stage(directory, sshd)
-        await made.build(stack)
+        await made.build(stack, breakable=breakable)
         yield made
 
 

@@ -49,8 +49,8 @@ class StdioClient:
     """One server process.
 
     `notifications` are those that came, in their order, `noise` the lines that were no JSON-RPC,
-    `waiting` the requests without an answer by their id. What the server says on stderr goes to
-    `log`, or nowhere.
+    `lines` the number of all lines, `waiting` the requests without an answer by their id. What the
+    server says on stderr goes to `log`, or nowhere.
     """
 
     def __init__(
@@ -65,6 +65,7 @@ class StdioClient:
         self.log = log
         self.notifications: list[Json] = []
         self.noise: list[bytes] = []
+        self.lines = 0
         self.waiting: dict[int, asyncio.Future[Json]] = {}
         self.began = 0.0  # monotonic time of its start
         self._last = 0
@@ -136,6 +137,7 @@ class StdioClient:
         """Send a request; its id, and the future of its whole answer."""
         self._last += 1
         answer: asyncio.Future[Json] = asyncio.get_running_loop().create_future()
+        answer.add_done_callback(_seen)
         if not self.alive:
             answer.set_exception(GoneError("it has ended"))
             return self._last, answer
@@ -202,6 +204,7 @@ class StdioClient:
                 answer.set_exception(GoneError("it ended without an answer"))
 
     def _take(self, line: bytes) -> None:
+        self.lines += 1
         try:
             message = json.loads(line.decode("utf-8"))
         except ValueError:
@@ -225,3 +228,9 @@ class StdioClient:
         else:
             self.notifications.append(message)
             self._news.set()
+
+
+def _seen(answer: asyncio.Future[Json]) -> None:
+    """Whoever sends a request need not wait for its answer; asyncio would say that one is lost."""
+    if not answer.cancelled():
+        answer.exception()
