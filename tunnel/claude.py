@@ -93,10 +93,9 @@ def plan_install(place: Place, name: str, config: Path) -> Change:
     entry: dict[str, Any] = {"type": "stdio"} if place.client.typed else {}
     entry |= {"command": start, "args": [*rest, "stdio", "--config", str(config.absolute())]}
     target, before, bom, text = _read(place)
-    old = _servers(place, text).get(name)
-    if old is not None:
-        _must_be_ours(place, name, old)
-        entry = old | entry
+    servers = _servers(place, text)
+    old = _ours(place, name, servers[name]) if name in servers else {}
+    entry = old | entry
     if entry == old:
         return Change(place, target, before, before or b"")
     try:
@@ -114,10 +113,10 @@ def plan_remove(place: Place, name: str) -> Change:
         OSError: it cannot be read.
     """
     target, before, bom, text = _read(place)
-    old = _servers(place, text).get(name)
-    if old is None:
+    servers = _servers(place, text)
+    if name not in servers:
         return Change(place, target, before, before or b"")
-    _must_be_ours(place, name, old)
+    _ours(place, name, servers[name])
     after = jsonedit.take(text, place.client.table, name).encode("utf-8")
     return Change(place, target, before, bom + after)
 
@@ -165,7 +164,7 @@ def find(place: Place) -> list[Found]:
     *_, text = _read(place)
     found = []
     for name, entry in _servers(place, text).items():
-        if _ours(entry):
+        if _is_ours(entry):
             args = entry["args"]
             config = args[args.index("stdio") + 2]
             start = entry["command"]
@@ -174,7 +173,7 @@ def find(place: Place) -> list[Found]:
     return found
 
 
-def _ours(entry: object) -> bool:
+def _is_ours(entry: object) -> bool:
     """Return whether an entry is one that `plan_install` could have written."""
     match entry:
         case {"command": str(start), "args": ["stdio", "--config", str()]}:
@@ -184,12 +183,15 @@ def _ours(entry: object) -> bool:
     return False
 
 
-def _must_be_ours(place: Place, name: str, entry: object) -> None:
-    if not _ours(entry):
+def _ours(place: Place, name: str, entry: Any) -> dict[str, Any]:
+    """Return the entry if it is ours; refuse to touch it if not."""
+    if not _is_ours(entry):
         raise ClientFileError(
             f'{place.file} has another server under the name "{name}", which is left alone. '
             "Choose another --name, or change that entry by hand."
         )
+    mine: dict[str, Any] = entry
+    return mine
 
 
 def _servers(place: Place, text: str) -> dict[str, Any]:

@@ -177,8 +177,8 @@ def _newline(text: str) -> str:
 
 def _unit(text: str) -> str:
     """Return the step of indentation: that of the outermost member, or two spaces."""
-    found = re.match(r"\s*\{[ \t]*\r?\n([ \t]+)\"", text)
-    return found[1] if found else "  "
+    found = re.match(r"\s*?([ \t]*)\{[ \t]*\r?\n\1([ \t]+)\"", text)
+    return found[2] if found else "  "
 
 
 def _indent(text: str, at: int) -> str:
