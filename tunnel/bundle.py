@@ -75,17 +75,17 @@ def _sources() -> dict[str, bytes]:
 def _project() -> str:
     """Return the pyproject.toml from which uv learns the dependencies."""
     try:
-        required = importlib.metadata.requires("catalyst-tunnel") or []
-        python = importlib.metadata.metadata("catalyst-tunnel")["Requires-Python"]
+        said = importlib.metadata.metadata("catalyst-tunnel")
     except importlib.metadata.PackageNotFoundError as exc:
         raise BundleError("catalyst-tunnel is not installed here: pip install it first.") from exc
-    lines = [f"    {json.dumps(one)}," for one in sorted(required) if "extra ==" not in one]
+    required = sorted(said.get_all("Requires-Dist") or [])
+    lines = [f"    {json.dumps(one)}," for one in required if "extra ==" not in one]
     return "\n".join(
         [
             "[project]",
             'name = "catalyst-tunnel-bundle"',
             f'version = "{__version__}"',
-            f'requires-python = "{python}"',
+            f'requires-python = "{said["Requires-Python"]}"',
             "dependencies = [",
             *lines,
             "]",
@@ -162,11 +162,7 @@ def manifest() -> dict[str, Any]:
         },
         "tools_generated": True,
         "prompts_generated": True,
-        "compatibility": {
-            "platforms": ["darwin", "win32", "linux"],
-            "runtimes": {
-                "python": importlib.metadata.metadata("catalyst-tunnel")["Requires-Python"]
-            },
-        },
+        # Without "runtimes": uv brings a Python, and none on this computer must be asked for.
+        "compatibility": {"platforms": ["darwin", "win32", "linux"]},
         "user_config": settings,
     }
