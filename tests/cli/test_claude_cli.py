@@ -28,11 +28,18 @@ class Person:
         self.desktop = self.home / ".config" / "Claude" / "claude_desktop_config.json"
 
     def says(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        keep = {key: value for key, value in os.environ.items() if key in ("PATH", "LANG")}
+        others = (
+            "CATALYST_HOME",
+            "XDG_CONFIG_HOME",
+            "CLAUDE_CONFIG_DIR",
+            "APPDATA",
+            "LOCALAPPDATA",
+        )
+        keep = {key: value for key, value in os.environ.items() if key not in others}
         return subprocess.run(
             [sys.executable, "-m", "tunnel", "claude", *arguments],
             cwd=self.project,
-            env={**keep, "HOME": str(self.home)},
+            env={**keep, "HOME": str(self.home), "USERPROFILE": str(self.home)},
             capture_output=True,
             text=True,
             timeout=20,
