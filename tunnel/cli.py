@@ -405,6 +405,25 @@ def stdio(config: Path | None, verbose: bool) -> None:
     run(_file(config), verbose=verbose)
 
 
+class _ClaudeGroup(click.Group):
+    """The commands of cli_claude, which is imported when one of them is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        from .cli_claude import COMMANDS
+
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        from .cli_claude import COMMANDS
+
+        return COMMANDS.get(cmd_name)
+
+
+@cli.group(cls=_ClaudeGroup)
+def claude() -> None:
+    """Let Claude Desktop and other MCP clients start the bridge."""
+
+
 @cli.command(epilog="\b\nExamples:\n  catalyst-tunnel demo\n  catalyst-tunnel demo --port 5050")
 @click.option(
     "--port",
