@@ -18,6 +18,7 @@ A request from left to right, a room each:
 
 `up` puts them together, the paths in `roads`; `settings` reads the file, `control` answers `status`
 and `down`, `initialise` and `enrol` write first files, `problems` holds all failures in words.
+`claude` tells MCP clients of us (`clients`: where; `jsonedit`: how), `bundle` packs us for them.
 """
 
 __version__ = "0.1.0"

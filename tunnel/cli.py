@@ -97,7 +97,7 @@ def up(config: Path | None, road: str, log_format: str, verbose: bool) -> None:
 
         view = TerminalView(Console(stderr=True, highlight=False))
         handler, beside = view, view.show
-    log.configure(handler, "json" if log_format == "json" else "text", verbose=verbose)
+    log.configure([handler], "json" if log_format == "json" else "text", verbose=verbose)
 
     from .control import ControlError
     from .sockets import PortTakenError
@@ -386,6 +386,42 @@ def accept(config: Path | None, answer: Any) -> None:
         "For tokens, roles and the audit log on the ssh path too, set in [ssh]:\n"
         f'  target = "{enrolled.ssh_target}"\n  gateway = true'
     )
+
+
+@cli.command(
+    epilog="\b\nExample, by hand:\n"
+    """  echo '{"jsonrpc":"2.0","id":1,"method":"tools/list"}' | catalyst-tunnel stdio\n"""
+)
+@_config_option
+@click.option("-v", "--verbose", is_flag=True, help="Log more.")
+def stdio(config: Path | None, verbose: bool) -> None:
+    """Be an MCP server on stdin and stdout: what Claude Desktop launches.
+
+    Requests go through the tunnel that runs, or by paths of its own while none does. The log is
+    in logs/ beside the settings, and on stderr.
+    """
+    from .bridge.run import run
+
+    run(_file(config), verbose=verbose)
+
+
+class _ClaudeGroup(click.Group):
+    """The commands of cli_claude, which is imported when one of them is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        from .cli_claude import COMMANDS
+
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        from .cli_claude import COMMANDS
+
+        return COMMANDS.get(cmd_name)
+
+
+@cli.group(cls=_ClaudeGroup)
+def claude() -> None:
+    """Let Claude Desktop and other MCP clients start the bridge."""
 
 
 @cli.command(epilog="\b\nExamples:\n  catalyst-tunnel demo\n  catalyst-tunnel demo --port 5050")

@@ -3,6 +3,9 @@
 import re
 from pathlib import Path
 
+import pytest
+
+from tunnel.clients import CLIENTS, PROJECT, Machine, candidates
 from tunnel.lifecycle import diagram
 from tunnel.problems import CATALOGUE
 
@@ -19,6 +22,17 @@ def test_troubleshooting_names_every_code_with_its_numbers_and_remedy() -> None:
         if found := re.match(r"\| `(\w+)` \| (\d+) \| (-\d+) \| .+ \| (.+) \|$", line):
             rows[found[1]] = (int(found[2]), int(found[3]), found[4])
     assert rows == {code: tuple(entry) for code, entry in CATALOGUE.items()}
+
+
+@pytest.mark.parametrize("platform", ["win32", "darwin", "linux"])
+def test_the_page_on_clients_names_every_file(platform: str) -> None:
+    page = (ROOT / "docs" / "claude-desktop.md").read_text()
+    told = {path.replace("\\", "/") for path in re.findall(r"`([^`]+json)`", page)}
+    environ = {"APPDATA": "%APPDATA%", "LOCALAPPDATA": "%LOCALAPPDATA%"}
+    machine = Machine(platform, environ, Path("~"), Path(), Path())
+    files = [file for key in CLIENTS for _, file in candidates(key, machine)]
+    files = [file for file in files if "Code - Insiders" not in file.parts]
+    assert {file.as_posix() for file in (*files, *PROJECT.values())} <= told
 
 
 def test_exit_codes_of_the_readme_are_those_of_the_help() -> None:
