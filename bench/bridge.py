@@ -46,7 +46,7 @@ async def measure(
 
 async def start(made: Stage, bridges: list[Bridge], quick: bool) -> Cell:
     """Seconds from the start of the process to the answers: to initialize, then to tools/list."""
-    rounds = 3 if quick else 9
+    rounds = 3 if quick else 7
 
     async def once(bridge: Bridge) -> Cell:
         async with bridge.start() as client:
@@ -62,7 +62,7 @@ async def start(made: Stage, bridges: list[Bridge], quick: bool) -> Cell:
 
 async def latency(made: Stage, bridges: list[Bridge], quick: bool) -> Cell:
     """p50 (s) of a tool call, and how much more that is than over HTTP to the same address."""
-    rounds, calls = (1, 100) if quick else (5, 300)
+    rounds, calls = (1, 100) if quick else (3, 300)
 
     async def once(bridge: Bridge) -> Cell:
         async with HttpClient(made.port) as plain:

@@ -81,30 +81,38 @@ async def remote_down(made: Stage, bridge: Bridge) -> str:
     Initialize has to succeed; tools/list may say what is wrong.
     """
     await made.cut()
-    words = [f"up runs: {await _at_once(bridge)}"]
+    words = [await _at_once(bridge, "up runs")]
     await made.stop_up()
-    words.append(f"no up: {await _at_once(bridge)}")
+    words.append(await _at_once(bridge, "no up"))
     return "; ".join(words)
 
 
-async def _at_once(bridge: Bridge) -> str:
+async def _at_once(bridge: Bridge, title: str) -> str:
     async with bridge.start() as client:
-        try:
-            answer = await client.initialize(within=AT_ONCE)
-            first = monotonic() - client.began
-            _result(answer, "initialize")
-            began = monotonic()
-            listed = await client.ask("tools/list", within=AT_ONCE)
-            second = monotonic() - began
-        except TimeoutError as late:
-            raise FailedError("not answered within 1 s") from late
-        if first > AT_ONCE:
-            raise FailedError(f"initialize took {first:.2f} s from the start")
+        answer = await _soon(client.initialize(within=PATIENCE), f"{title}: initialize")
+        first = monotonic() - client.began
+        _result(answer, f"{title}: initialize")
+        began = monotonic()
+        listed = await _soon(client.ask("tools/list", within=PATIENCE), f"{title}: tools/list")
+        second = monotonic() - began
+        for what, seconds in (("initialize", first), ("tools/list", second)):
+            if seconds > AT_ONCE:
+                raise FailedError(f"{title}: {what} took {seconds:.2f} s")
         await asyncio.sleep(STAYS)
         if not client.alive:
-            raise FailedError("the process ended")
+            raise FailedError(f"{title}: the process ended")
         what = f"error {listed['error']['code']}" if "error" in listed else "listed"
-        return f"{first:.2f} s, {what} in {second:.2f} s"
+        return f"{title}: {first:.2f} s, {what} in {second:.2f} s"
+
+
+async def _soon(answer: Awaitable[Cell], what: str) -> Cell:
+    """The answer, however late: how late is what the verdict tells."""
+    try:
+        return await answer
+    except TimeoutError as never:
+        raise FailedError(f"{what}: no answer") from never
+    except GoneError as gone:
+        raise FailedError(f"{what}: the process ended") from gone
 
 
 async def discover_first(made: Stage, bridge: Bridge) -> str:
