@@ -19,7 +19,7 @@ from .service import UnansweredError
 from .session import RefusedError
 from .talk import Talk
 
-AT_ONCE = 0.8  # seconds for the service to answer
+AT_ONCE = 0.55  # seconds for the service to answer; a client is to wait for less than one
 RETRY = (0.5, 5.0)  # seconds before it is asked again for what was told from memory
 
 _log = logging.getLogger(__name__)

@@ -19,7 +19,7 @@ from .message import Json, Message, notification, request, told
 from .service import OnMessage, Post, Service, SessionGoneError, UnansweredError
 
 RETRY = (1.0, 10.0)  # seconds before the session's stream is asked for again: at first, at most
-FAREWELL = 0.4  # seconds for the service to hear that it is over
+FAREWELL = 0.1  # seconds for the service to hear that it is over
 
 _log = logging.getLogger(__name__)
 _numbers = itertools.count(1)
