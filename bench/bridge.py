@@ -62,13 +62,19 @@ async def start(made: Stage, bridges: list[Bridge], quick: bool) -> Cell:
 
 async def latency(made: Stage, bridges: list[Bridge], quick: bool) -> Cell:
     """p50 (s) of a tool call, and how much more that is than over HTTP to the same address."""
-    rounds, calls = (1, 100) if quick else (3, 300)
+    rounds, calls = (1, 100) if quick else (5, 200)
 
     async def once(bridge: Bridge) -> Cell:
-        async with HttpClient(made.port) as plain:
-            http = await _p50(plain.echo, calls)
-        async with bridge.session() as client:
-            through = await _p50(lambda: client.ask("tools/call", ECHO), calls)
+        times: dict[str, list[float]] = {"through": [], "http": []}
+        async with HttpClient(made.port) as plain, bridge.session() as client:
+            ways = {"through": lambda: client.ask("tools/call", ECHO), "http": plain.echo}
+            for number in range(WARMUP + calls):
+                # In turn, call by call: what else the machine does meets both alike.
+                for way, ask in ways.items():
+                    took = await _timed(ask)
+                    if number >= WARMUP:
+                        times[way].append(took)
+        through, http = median(times["through"]), median(times["http"])
         return {"p50": through, "http": http, "added": through - http}
 
     return await _turns(bridges, rounds, once)
@@ -108,17 +114,14 @@ async def _turns(
     }
 
 
-async def _p50(ask: Callable[[], Awaitable[Any]], calls: int) -> float:
-    for _ in range(WARMUP):
-        await ask()
-    times = []
-    for _ in range(calls):
-        began = monotonic()
-        answer = await ask()
-        times.append(monotonic() - began)
-        if "result" not in answer:
-            raise JobError(f"a call failed: {answer}")
-    return median(times)
+async def _timed(ask: Callable[[], Awaitable[Any]]) -> float:
+    """Seconds that a call takes; JobError where it is not answered with a result."""
+    began = monotonic()
+    answer = await ask()
+    took = monotonic() - began
+    if "result" not in answer:
+        raise JobError(f"a call failed: {answer}")
+    return took
 
 
 class HttpClient:
