@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from .http import HttpConnection
 from .link import Connection
 from .problems import ProblemError
-from .tasks import retrieve
 
 SPARE = 1  # connections kept open that never served
 LIMIT = 512  # connections at a time; sshd keeps a file descriptor for each
@@ -167,7 +166,6 @@ class Pool:
 
     async def _open(self) -> Upstream:
         opening = asyncio.ensure_future(self._open_one())
-        opening.add_done_callback(retrieve)
         self._opening.add(opening)
         try:
             http, owner = await opening

@@ -1,7 +1,6 @@
 """What the pool decides, with connections that do nothing."""
 
 import asyncio
-import gc
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import cast
@@ -376,22 +375,3 @@ async def test_the_oldest_read_that_waits_is_told() -> None:
     assert pool.waiting_since == first.waiting_since
     first.waiting_since = None
     assert pool.waiting_since == second.waiting_since
-
-
-async def test_an_opening_that_fails_as_its_caller_leaves_is_no_news() -> None:
-    told: list[object] = []
-    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
-    service = Service()
-    service.refuses = True
-    service.gate.clear()
-    caller = asyncio.ensure_future(service.pool().acquire(repeatable=True))
-    await asyncio.sleep(0)
-    await asyncio.sleep(0)
-    service.gate.set()
-    await asyncio.sleep(0)  # the opening has failed, and its caller has not heard of it
-    caller.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await caller
-    del caller
-    gc.collect()
-    assert told == []
