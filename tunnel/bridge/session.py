@@ -10,11 +10,11 @@ import contextlib
 import itertools
 import logging
 from collections.abc import Callable
-from typing import Any
 
 from ..http import Headers
 from ..mcp import is_read
 from ..problems import Problem
+from ..tasks import retrieve
 from .message import Json, Message, notification, request, told
 from .service import OnMessage, Post, Service, SessionGoneError, UnansweredError
 
@@ -171,9 +171,3 @@ class Session:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(FAREWELL):
                     await self._service.end_session(headers)
-
-
-def retrieve(task: asyncio.Task[Any]) -> None:
-    """Take a task's exception, whether or not anybody still waits for it."""
-    if not task.cancelled():
-        task.exception()
