@@ -24,6 +24,7 @@ LIFETIME = 60  # seconds from iat to exp, at most
 SIZE = 16 << 10  # characters
 MOST = 64  # keys or certificates of one family in a retirement
 
+_VERBS = frozenset({"introduce", "retire", "revoke"})
 _INTRODUCED = {"token_key", "token_proof", "csr", "ssh_key", "ssh_proof"}
 _PAIRS = ({"token_key", "token_proof"}, {"ssh_key", "ssh_proof"})
 _RETIRED = {"kids", "certificates", "ssh_keys", "compromised"}
@@ -54,17 +55,31 @@ class Retirement:
 
 
 @dataclass(frozen=True, slots=True)
+class Revocation:
+    """The client gives up all access; nothing of it comes in again."""
+
+
+Wish = Introduction | Retirement | Revocation
+
+
+@dataclass(frozen=True, slots=True)
 class Statement(jws.Common):
     """What a client wants, once every signature has been checked."""
 
     kid: str
     generation: int
-    wish: Introduction | Retirement
+    wish: Wish
 
     @property
     def method(self) -> str:
         """What it is called on record."""
-        return "keys.introduce" if isinstance(self.wish, Introduction) else "keys.retire"
+        match self.wish:
+            case Introduction():
+                return "keys.introduce"
+            case Retirement():
+                return "keys.retire"
+            case _:
+                return "keys.revoke"
 
 
 class Author:
@@ -135,6 +150,10 @@ class Author:
         }
         return self._sign(generation, now, jti, "retire", wish)
 
+    def revoke(self, generation: int, now: float, jti: bytes) -> str:
+        """Return the statement that gives up all access of this client; see `introduce`."""
+        return self._sign(generation, now, jti, "revoke", {"client": self._client})
+
     def _sign(
         self, generation: int, now: float, jti: bytes, verb: str, wish: Mapping[str, Any]
     ) -> str:
@@ -162,18 +181,24 @@ def read(text: str, audience: str, ring: KeyRing, now: float) -> Statement:
         TokenError: with the reason; nothing else, whatever `text` is.
     """
     kid, members = jws.read(text, TYPE, ring, SIZE)
-    said = jws.common(members, audience, LIFETIME, frozenset({"generation", "introduce", "retire"}))
+    said = jws.common(members, audience, LIFETIME, _VERBS | {"generation"})
     said.check_time(now)
     generation = members.get("generation")
     if type(generation) is not int or generation < 0:
         raise TokenError("generation_invalid")
-    if ("introduce" in members) == ("retire" in members):
+    verbs = members.keys() & _VERBS
+    if len(verbs) != 1:
         raise TokenError("wish_invalid")
-    wish: Introduction | Retirement
-    if "introduce" in members:
-        wish = _introduction(members["introduce"], audience, said, kid)
+    [verb] = verbs
+    wish: Wish
+    if verb == "introduce":
+        wish = _introduction(members[verb], audience, said, kid)
+    elif verb == "retire":
+        wish = _retirement(members[verb])
+    elif members[verb] == {"client": said.client}:
+        wish = Revocation()
     else:
-        wish = _retirement(members["retire"])
+        raise TokenError("wish_invalid")
     return Statement(said.client, said.issued, said.expires, said.jti, kid, generation, wish)
 
 

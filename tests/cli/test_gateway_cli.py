@@ -225,8 +225,11 @@ def test_init_makes_everything_closed_as_it_should_be(tmp_path: Path) -> None:
         "nginx": 0o755,
         "nginx/client-ca.pem": 0o644,
         "nginx/site.conf": 0o644,
+        "catalyst-registrar.service": 0o644,
+        "issued": 0o755,
         "registry.json": 0o644,
         "run": 0o750,
+        "run/ssh-sessions": 0o700,
         "state": 0o700,
     }
     assert {name: mode(place / name) for name in modes} == modes
@@ -452,9 +455,14 @@ def test_a_clients_life(place: Path) -> None:
     listed = gateway("client", "list", "--dir", place).stdout
     for words in ("laptop", "operator", answer.kid, facts.thumbprint):
         assert words in listed
-    assert json.loads(gateway("client", "list", "--json", "--dir", place).stdout)["clients"] == [
-        client
-    ]
+    told = json.loads(gateway("client", "list", "--json", "--dir", place).stdout)
+    assert told["generation"] == 1
+    [listed_key] = told["clients"][0]["keys"]
+    assert listed_key == {
+        "kid": answer.kid,
+        "revoked": False,
+        "certificates": [{"thumbprint": facts.thumbprint, "not_after": int(facts.not_after)}],
+    }
 
     assert "is revoked" in gateway("client", "revoke", "laptop", "--dir", place).stdout
     assert registry(place)[0]["revoked"] is True
@@ -838,7 +846,8 @@ def test_its_doors(server: GatewayServer) -> None:
     assert server.socket.is_socket()
     assert mode(server.socket) == 0o660
     assert mode(server.socket.parent) == 0o750
-    assert [one.name for one in server.socket.parent.iterdir()] == ["gateway.sock"]
+    doors = {one.name for one in server.socket.parent.iterdir()}
+    assert doors == {"gateway.sock", "ssh-sessions"}
     with socket.create_connection(("127.0.0.1", server.port), 5):
         pass
     assert server.stop() == 0
