@@ -60,7 +60,10 @@ class Nginx:
             raise AuthorityError(f"{self._command[0]} cannot be run: {exc}") from None
         if done.returncode:
             said = done.stderr.strip() or f"exit code {done.returncode}"
-            raise AuthorityError(f"`{' '.join([*self._command, *arguments])}` says: {said}")
+            raise AuthorityError(
+                f"`{' '.join([*self._command, *arguments])}` says: {said}\n"
+                "Nothing was changed. Where NGINX is not ours to call: --no-reload."
+            )
 
     def prove(self, authority: Authority) -> None:
         """Wait until a certificate of `authority` is taken."""

@@ -29,7 +29,6 @@ def keep(layout: Layout, pem: bytes) -> Issued:
         OSError: it cannot be written.
     """
     facts = certs.facts(pem)
-    layout.issued.mkdir(mode=0o755, exist_ok=True)
     write_whole(_file(layout, facts.thumbprint), pem, replace=True, mode=0o644)
     return Issued(facts.thumbprint, pem, facts.not_after)
 

@@ -15,6 +15,7 @@ import signal
 import socket
 import struct
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -249,29 +250,24 @@ def _alone(layout: Layout) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _listening(path: Path) -> Iterator[socket.socket]:
-    """Listen in the file system, for ourselves and the owner of the directory only.
+    """Listen in the file system, for ourselves and the owner of the socket's directory only.
 
-    That owner is the gateway: it is trusted to reach us, and not with what it puts in our way. So
-    nothing that lies there is followed.
+    That owner is the gateway. It may put what it likes there, a link to a file of root's for one,
+    so the socket is made and given away in a directory of our own, and then moved.
     """
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    fresh.unlink(missing_ok=True)
-    with socket.socket(socket.AF_UNIX) as door:
-        mask = os.umask(0o177)
-        try:
-            door.bind(str(fresh))
-        finally:
-            os.umask(mask)
-        try:
-            owner = path.parent.stat().st_uid
-            if owner != os.geteuid():
-                os.chown(fresh, owner, -1, follow_symlinks=False)
-            door.listen(_BACKLOG)
-            door.setblocking(False)
-            fresh.replace(path)
-        except BaseException:
-            fresh.unlink(missing_ok=True)
-            raise
+    owner = path.parent.stat().st_uid
+    with (
+        tempfile.TemporaryDirectory(prefix=".registrar.", dir=path.parent.parent) as own,
+        socket.socket(socket.AF_UNIX) as door,
+    ):
+        fresh = Path(own) / "s"
+        door.bind(str(fresh))
+        fresh.chmod(0o600)
+        if owner != os.geteuid():
+            os.chown(fresh, owner, -1)
+        door.listen(_BACKLOG)
+        door.setblocking(False)
+        fresh.replace(path)
         try:
             yield door
         finally:
