@@ -134,6 +134,8 @@ def _following(layout: Layout, name: str, say: Say) -> Authority | None:
         return certs.load_authority(pem.read_bytes(), key.read_bytes())
     if pem.exists() and _is_authority(pem, layout.ca_key):
         return None
+    for left in key.parent.glob(".next.*"):  # by a crash in the middle of a write
+        left.unlink()
     made = certs.make_authority(name, time.time())
     write_private(key, made.key_pem(), replace=True)  # half a CA has signed nothing
     write_whole(pem, made.certificate_pem(), replace=True, mode=0o644)

@@ -112,7 +112,7 @@ def _registry_rules(layout: Layout, user: str | None, targets: list[str]) -> Non
     click.echo(match_block(settings.ssh_user, targets or [settings.ssh_target], lookup), nl=False)
     if owner == "root":
         click.secho(f"Root will be asked. Better: chown {USER}: {layout.sessions}", err=True)
-    if fault := command_fault(lookup.program):
+    if fault := command_fault(lookup.program[0]):
         click.secho(fault, fg="red", err=True)
 
 

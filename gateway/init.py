@@ -74,10 +74,10 @@ observer = []
 """
 
 
-def program() -> str:
-    """Return what calls this program, absolute, for those who call it later."""
+def program() -> tuple[str, ...]:
+    """Return the words that call this program later, the first one absolute."""
     path = str(Path(sys.argv[0]).resolve())
-    return f"{sys.executable} -m gateway" if path.endswith("__main__.py") else path
+    return (sys.executable, "-m", "gateway") if path.endswith("__main__.py") else (path,)
 
 
 def unit_text(layout: Layout, drain: float) -> str:
@@ -93,7 +93,7 @@ After=network-online.target
 [Service]
 Type=exec
 User={USER}
-ExecStart={program()} serve --dir {directory}
+ExecStart={" ".join(program())} serve --dir {directory}
 ExecReload=/bin/kill -HUP $MAINPID
 Restart=always
 RestartSec=1
@@ -142,7 +142,7 @@ Before={USER}.service
 
 [Service]
 Type=exec
-ExecStart={program()} registrar --dir {directory}
+ExecStart={" ".join(program())} registrar --dir {directory}
 Restart=always
 RestartSec=1
 TimeoutStopSec=40

@@ -13,8 +13,8 @@ from .settings import read_account
 class Lookup:
     """Where sshd finds the keys, in place of authorized_keys."""
 
-    program: str
-    """What calls `catalyst-gateway`, absolute."""
+    program: tuple[str, ...]
+    """The words that call `catalyst-gateway`, the first one absolute."""
     directory: Path
     """The gateway's."""
     account: str
@@ -55,7 +55,7 @@ Match User {user}
 
 
 def _keys(targets: list[str], lookup: Lookup) -> str:
-    words = [*lookup.program.split(), "authorized-keys", "--dir", str(lookup.directory)]
+    words = [*lookup.program, "authorized-keys", "--dir", str(lookup.directory)]
     words += [word for target in targets for word in ("--target", target)]
     if not words[0].startswith("/") or any(set(word) & set("%\"'\\# \t\n") for word in words):
         raise ValueError(f"{' '.join(words)!r} cannot stand in sshd_config")
@@ -68,11 +68,11 @@ def _keys(targets: list[str], lookup: Lookup) -> str:
 
 
 def command_fault(program: str) -> str | None:
-    """Return in words why sshd would not run the command, with the repair, or None.
+    """Return in words why sshd would not run `program`, with the repair, or None.
 
     It wants the file and every directory above it to be root's, and writable for nobody else.
     """
-    path = Path(os.path.realpath(program.split(maxsplit=1)[0]))
+    path = Path(os.path.realpath(program))
     for one in (path, *path.parents):
         try:
             info = one.stat()
