@@ -43,11 +43,7 @@ class Draft:
 
     def __init__(self, layout: Layout) -> None:
         self._path = layout.registry
-        self._text = self._path.read_bytes()
-        try:
-            self.registry = registries.parse(self._text)
-        except ValueError as exc:
-            raise ValueError(f"{self._path}: {exc}") from exc
+        self.registry, self._text = registries.read(self._path)
 
     def save(self, changed: Registry) -> Registry:
         """Put `changed` in place as the next generation, and return it; no change is none.

@@ -15,6 +15,11 @@ from keys.statement import Introduction, Retirement, Statement
 
 from .registry import Client, Key, Registry, SshKey
 
+ACCEPTED = 16
+"""Token keys, certificates of one, and SSH keys that a client may have in force at once."""
+RECORDED = 1024
+"""The same, retired ones included: what a client can make grow has an end."""
+
 Issue = Callable[[str, frozenset[str]], tuple[str, str]]
 """From a csr and the thumbprints that its key may have already: thumbprint and certificate, PEM.
 
@@ -95,6 +100,7 @@ def _introduce(
     if wish.ssh_key is not None:
         ssh_keys = _with_ssh(registry, client, wish.ssh_key)
     changed = replace(client, keys=tuple(keys.values()), ssh_keys=ssh_keys)
+    _check_bounds(changed)
     answer = {
         "catalyst": "introduced",
         "version": 1,
@@ -102,6 +108,14 @@ def _introduce(
         "certificate": certificate,
     }
     return Change(registry.with_client(changed), answer)
+
+
+def _check_bounds(client: Client) -> None:
+    for family in (client.keys, client.ssh_keys):
+        if len(family) > RECORDED or sum(not one.revoked for one in family) > ACCEPTED:
+            raise ChangeError("keys_denied", "too_many")
+    if any(len(key.certificates) > ACCEPTED for key in client.keys):
+        raise ChangeError("keys_denied", "too_many")
 
 
 def _with_ssh(registry: Registry, client: Client, line: str) -> tuple[SshKey, ...]:

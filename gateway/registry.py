@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from keys import strictjson
 from keys.enrolment import CLIENT, ROLES, Role
-from keys.files import write_whole
+from keys.files import guarded_file_fault, write_whole
 from keys.keyring import KeyRing, from_jwk, thumbprint, to_jwk
 from keys.sshkey import fingerprint, read_line
 
@@ -243,10 +243,18 @@ def load(path: Path) -> Registry:
 
     Raises:
         OSError: it cannot be read.
-        ValueError: see `parse`; names the file.
+        ValueError: see `parse`, or others may write to it; names the file.
     """
+    return read(path)[0]
+
+
+def read(path: Path) -> tuple[Registry, bytes]:
+    """Return the registry in the file, and its text; raises what `load` does."""
+    if fault := guarded_file_fault(path):
+        raise ValueError(fault)
+    text = path.read_bytes()
     try:
-        return parse(path.read_bytes())
+        return parse(text), text
     except ValueError as exc:
         raise ValueError(f"{path}: {exc}") from exc
 

@@ -10,7 +10,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from gateway import registry as registries
-from gateway.changing import ConflictError, drafting, locked
+from gateway.changing import ConflictError, Draft, drafting, locked
 from gateway.registry import Client, Registry, SshKey
 from gateway.settings import Layout
 from keys.sshkey import public_line
@@ -117,3 +117,21 @@ def test_ssh_keys_belong_to_one_client() -> None:
     assert not registry.without("laptop").ssh_accepted()
     one = replace(LAPTOP, ssh_keys=(replace(LAPTOP.ssh_keys[0], revoked=True),))
     assert not registry.with_client(one).ssh_accepted()
+
+
+@pytest.mark.parametrize("mode", [0o666, 0o664, 0o646])
+def test_a_registry_that_others_may_write(layout: Layout, mode: int) -> None:
+    """Whoever may write to it lets in whom he likes; so nobody acts on it."""
+    layout.registry.chmod(mode)
+    for attempt in (lambda: registries.load(layout.registry), lambda: Draft(layout)):
+        with pytest.raises(ValueError, match="chmod go-w"):
+            attempt()
+    layout.registry.chmod(0o644)
+    assert registries.load(layout.registry).generation == 3
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives files away")
+def test_a_registry_that_is_somebody_elses(layout: Layout) -> None:
+    os.chown(layout.registry, 65534, -1)
+    with pytest.raises(ValueError, match="chown root"):
+        registries.load(layout.registry)

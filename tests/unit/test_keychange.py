@@ -217,3 +217,26 @@ def test_giving_up_everything() -> None:
     assert laptop(change).revoked
     assert change.answer == {"catalyst": "revoked", "version": 1}
     assert not change.registry.ssh_accepted() & {fingerprint(LINES[0])}
+
+
+def test_what_a_client_can_make_grow_has_an_end() -> None:
+    many = [
+        Ed25519PrivateKey.from_private_bytes(bytes([n, 9]) * 16).public_key() for n in range(40)
+    ]
+    registry = REGISTRY
+    for count, public in enumerate(many, 2):
+        wish = Introduction(public, None, public_line(public))
+        if count > keychange.ACCEPTED:
+            assert refusal(wish, registry) == ("keys_denied", "too_many")
+            break
+        registry = apply(wish, registry).registry
+    assert count == keychange.ACCEPTED + 1
+    prints = frozenset(chr(65 + n) * 43 for n in range(keychange.ACCEPTED))
+    full = replace(LAPTOP, keys=(Key(PUBLIC[0], prints - {PRINTS[2]} | {"_" * 43}),))
+    assert refusal(introduction(csr="csr"), Registry((full, DESK))) == ("keys_denied", "too_many")
+
+
+def test_what_is_on_record_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keychange, "RECORDED", 2)
+    assert refusal(introduction(3)) == ("keys_denied", "too_many")
+    assert refusal(introduction(ssh=3)) == ("keys_denied", "too_many")
