@@ -6,6 +6,7 @@ and known to no registry, is shown to it until it is taken three times in a row.
 
 import contextlib
 import http.client
+import socket
 import ssl
 import subprocess
 import tempfile
@@ -89,9 +90,11 @@ class Nginx:
 
     def _fault(self, context: ssl.SSLContext) -> str:
         """Return why the certificate was not taken, or ""."""
-        link = http.client.HTTPSConnection("127.0.0.1", self._port, timeout=5, context=context)
+        link = http.client.HTTPConnection("127.0.0.1", self._port)
         with contextlib.closing(link):
             try:
+                plain = socket.create_connection(("127.0.0.1", self._port), 5)
+                link.sock = context.wrap_socket(plain, server_hostname=self._domain)
                 link.request("GET", "/mcp/health", headers={"Host": self._domain})
                 answer = link.getresponse()
             except (OSError, http.client.HTTPException) as exc:

@@ -129,12 +129,14 @@ class KeyDesk:
         try:
             async with asyncio.timeout(SILENCE):
                 told = strictjson.loads(await self._ask(body))
+            if not isinstance(told, dict) or not told.keys() & {"answer", "code"}:
+                raise ValueError("no answer")
         except (OSError, EOFError, ValueError, asyncio.LimitOverrunError) as exc:
             raise DeniedError("registrar_unavailable", reason=type(exc).__name__) from None
         if "answer" in told:
             return _answer(told["answer"])
         generation = {"generation": told["generation"]} if "generation" in told else None
-        raise DeniedError(told["code"], reason=told["reason"], told=generation)
+        raise DeniedError(told["code"], reason=told.get("reason"), told=generation)
 
     async def _ask(self, body: bytes) -> bytes:
         path = str(self._layout.registrar)

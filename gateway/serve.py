@@ -22,8 +22,9 @@ from keys.reloadable import Reloadable
 
 from . import registry as registries
 from . import settings as settings_file
-from .app import Door, Gateway
+from .app import Gateway
 from .audit import AuditError, AuditLog
+from .door import Door
 from .keydesk import KeyDesk
 from .proxy import Proxy
 from .settings import Layout, Settings

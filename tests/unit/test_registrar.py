@@ -6,6 +6,9 @@ Whatever stands here as a line could come from a gateway that somebody has taken
 import errno
 import os
 import shutil
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -158,6 +161,35 @@ def test_a_disk_that_fails_after_a_file_is_in_place(
         one for one in registries.load(desk.layout.registry).clients if one.name == "laptop"
     ]
     assert len(client.keys[0].certificates) == 2
+
+
+@pytest.mark.parametrize("step", [1, 2])
+def test_killed_at_each_step(desk: Desk, step: int) -> None:
+    """Two files are put in place: the certificate's, and the registry."""
+    code = (
+        "import os, pathlib, signal, sys\n"
+        "from gateway.registrar import Registrar\n"
+        "from gateway.settings import Layout\n"
+        "left, real = [int(sys.argv[2])], pathlib.Path.replace\n"
+        "def replace(self, target):\n"
+        "    left[0] -= 1\n"
+        "    if left[0] == 0: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return real(self, target)\n"
+        "pathlib.Path.replace = replace\n"
+        "Registrar(Layout(pathlib.Path(sys.argv[1]))).answer(sys.argv[3])\n"
+    )
+    fresh, ssh = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
+    what = {"token_key": fresh, "csr": new_csr()[1], "ssh_key": ssh}
+    before = desk.layout.registry.read_bytes()
+    line = desk.pen().introduce(**what).decode()
+    command = [sys.executable, "-c", code, str(desk.layout.directory), str(step), line]
+    assert subprocess.run(command, timeout=60).returncode == -signal.SIGKILL
+    assert desk.layout.registry.read_bytes() == before
+    told = desk.ask(desk.pen().introduce(**what))["answer"]
+    assert told["generation"] == 3
+    client = registries.load(desk.layout.registry).client("laptop")
+    assert client is not None
+    assert client.keys[-1].certificates == {certs.facts(told["certificate"].encode()).thumbprint}
 
 
 @pytest.mark.parametrize("name", ["issued", "registry.json", "gateway.toml"])
