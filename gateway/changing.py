@@ -14,10 +14,8 @@ from . import registry as registries
 from .registry import Registry
 from .settings import Layout
 
-if sys.platform == "win32":
-    raise ImportError("The gateway is for the droplet: Linux, or another POSIX system.")
-
-import fcntl
+if sys.platform != "win32":
+    import fcntl
 
 
 class ConflictError(Exception):
@@ -34,8 +32,14 @@ def locked(layout: Layout) -> Iterator[None]:
     # Closed to others: whoever can open it can hold it, and keep a client from being revoked.
     fd = os.open(layout.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     with os.fdopen(fd, "r+b") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        _lock(file.fileno())
         yield
+
+
+def _lock(fd: int) -> None:
+    if sys.platform == "win32":
+        raise OSError("the gateway does not run on Windows")
+    fcntl.flock(fd, fcntl.LOCK_EX)
 
 
 class Draft:

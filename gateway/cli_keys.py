@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import sys
 from pathlib import Path
 
 import click
@@ -96,16 +97,16 @@ def sshd_config(
 
 
 def _registry_rules(layout: Layout, user: str | None, targets: list[str]) -> None:
-    import pwd
-
     from .init import USER, program
     from .sshd import Lookup, command_fault, match_block
 
+    if sys.platform == "win32":
+        fail("The gateway does not run on Windows.")
     settings = settings_of(layout)
     if user not in (None, settings.ssh_user):
         fail(f'{layout.settings} says ssh_user = "{settings.ssh_user}": change it there first.', 2)
     try:
-        owner = pwd.getpwuid(layout.sessions.stat().st_uid).pw_name
+        owner = layout.sessions.owner()
     except (OSError, KeyError):
         fail(f"{layout.sessions} is not there, or nobody's. Run `catalyst-gateway init`.", 2)
     lookup = Lookup(program(), layout.directory, owner)

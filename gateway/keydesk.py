@@ -7,6 +7,7 @@ is on record, and hands to the registrar, which checks again and decides (docs/p
 import asyncio
 import contextlib
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -139,6 +140,8 @@ class KeyDesk:
         raise DeniedError(told["code"], reason=told.get("reason"), told=generation)
 
     async def _ask(self, body: bytes) -> bytes:
+        if sys.platform == "win32":
+            raise OSError("the gateway does not run on Windows")
         path = str(self._layout.registrar)
         reader, writer = await asyncio.open_unix_connection(path, limit=_LONGEST)
         try:
