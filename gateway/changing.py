@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 from . import registry as registries
 from .registry import Registry
@@ -29,17 +30,17 @@ def locked(layout: Layout) -> Iterator[None]:
     Raises:
         OSError: the lock cannot be had.
     """
-    # Closed to others: whoever can open it can hold it, and keep a client from being revoked.
-    fd = os.open(layout.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    with os.fdopen(fd, "r+b") as file:
-        _lock(file.fileno())
+    with os.fdopen(_open(layout.lock), "r+b") as file:
+        if sys.platform != "win32":
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
-def _lock(fd: int) -> None:
+def _open(path: Path) -> int:
     if sys.platform == "win32":
         raise OSError("the gateway does not run on Windows")
-    fcntl.flock(fd, fcntl.LOCK_EX)
+    # Closed to others: whoever can open it can hold it, and keep a client from being revoked.
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
 
 
 class Draft:
