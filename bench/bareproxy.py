@@ -12,7 +12,8 @@ from typing import Any, cast
 
 from aiohttp import web
 
-from gateway.app import Door, Gateway
+from gateway.app import Gateway
+from gateway.door import Door
 from gateway.proxy import Proxy
 from tests.faults import fast_runner
 

@@ -11,18 +11,20 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 from aiohttp import HttpVersion10, HttpVersion11, web
 
 from keys import strictjson
 from keys.reloadable import Reloadable
+from keys.statement import PATH
 from keys.token import Verifier
 
 from . import identity, policy
 from .audit import LONGEST_TEXT, AuditError, AuditLog, Prepared
 from .decision import NAME, UNAUTHORIZED, DeniedError, Wish, body_of
 from .identity import Caller, Way
+from .keydesk import KeyDesk
 from .metrics import Metrics
 from .proxy import Proxy, cut
 from .rate import Rate
@@ -36,7 +38,6 @@ _log = logging.getLogger(__name__)
 LARGE = 64 << 10  # bytes of a body that takes no time to judge
 ROOM = 4  # large bodies of one client in memory, if all are as large as may be
 LARGE_RATE = Rate(4.0, 20)  # of one client
-CONNECTIONS = 1024  # at a time over ssh, where no NGINX counts them
 
 _VERDICTS = {Verdict.REPLAYED: "token_replayed", Verdict.FORGOTTEN: "token_forgotten"}
 
@@ -59,6 +60,10 @@ class Visit:
     """Bytes of a large body that it has room for."""
     without: str | None = None
     """What could not be asked, where it was let through all the same."""
+    reason: str | None = None
+    """Why it was refused, more exactly than the code says."""
+    about_keys: bool = False
+    """Whether it changes keys: it gets its answer, though its own may be among them."""
 
     def end(self, why: str) -> None:
         """End it now, in the middle of whatever it is."""
@@ -78,6 +83,7 @@ class Gateway:
         state: State,
         audit: AuditLog,
         proxy: Proxy,
+        desk: KeyDesk,
         wall: Callable[[], float] = time.time,
     ) -> None:
         self._settings = settings
@@ -86,6 +92,7 @@ class Gateway:
         self._audit = audit
         self._scribe = Scribe(audit)
         self._proxy = proxy
+        self._desk = desk
         self._wall = wall
         self._visits: set[Visit] = set()
         self._slots: Counter[tuple[str, bool]] = Counter()
@@ -141,7 +148,9 @@ class Gateway:
                 _log.error("kept what was loaded before: %s", file.fault)
         self._verifier = self._new_verifier()
         for visit in tuple(self._visits):
-            if visit.caller and not identity.still_welcome(visit.caller, self._registry.value):
+            if not visit.caller or visit.about_keys:
+                continue
+            if not identity.still_welcome(visit.caller, self._registry.value):
                 visit.end("client_revoked")
 
     async def drain(self, seconds: float) -> None:
@@ -180,7 +189,7 @@ class Gateway:
         try:
             return await self._serve(visit)
         except DeniedError as exc:
-            code = exc.code
+            code, visit.reason = exc.code, exc.reason
             return self._refuse(visit, exc)
         except (asyncio.CancelledError, ConnectionError):
             code = visit.ended or "broken_off"
@@ -209,8 +218,16 @@ class Gateway:
         visit.caller = caller
         _check_framing(request)
         path = request.raw_path.partition("?")[0]
-        policy.check_path(request.method, path, settings.service)
         body: bytes | None = None
+        if path == PATH:
+            visit.about_keys = True
+            if self._desk.wants_body(request):
+                body = await self._body(request, settings)
+            visit.wish = self._desk.judge(
+                caller, body, settings.audience, self._registry.value, now
+            )
+            return await self._admitted(visit, caller, visit.wish, body, settings, now)
+        policy.check_path(request.method, path, settings.service)
         if policy.is_message(request.method, path, settings.service):
             policy.check_head(request.headers)
             size = request.content_length
@@ -233,7 +250,18 @@ class Gateway:
             raise DeniedError("request_invalid")
         else:
             visit.wish = policy.judge_plain(request.method, path, settings.service)
-        wish = visit.wish
+        return await self._admitted(visit, caller, visit.wish, body, settings, now)
+
+    async def _admitted(
+        self,
+        visit: Visit,
+        caller: Caller,
+        wish: Wish,
+        body: bytes | None,
+        settings: Settings,
+        now: float,
+    ) -> web.StreamResponse:
+        """Let pass what may, if there is room, it is new, and on record."""
         slot = (caller.client, wish.urgent)
         limit = settings.limits.urgent_streams if wish.urgent else settings.limits.streams
         if self._slots[slot] >= limit:
@@ -242,7 +270,9 @@ class Gateway:
         try:
             await self._admit(visit, caller, wish, settings, now)
             await self._record(visit)
-            return await self._proxy.forward(request, body, visit)
+            if visit.about_keys:
+                return await self._about_keys(visit, caller, body)
+            return await self._proxy.forward(visit.request, body, visit)
         except DeniedError as exc:
             exc.caller = wish.caller
             raise
@@ -250,6 +280,22 @@ class Gateway:
             self._slots[slot] -= 1
             if not self._slots[slot]:
                 del self._slots[slot]
+
+    async def _about_keys(
+        self, visit: Visit, caller: Caller, body: bytes | None
+    ) -> web.StreamResponse:
+        """Answer about keys; a new one is accepted before its owner hears that it is."""
+        if body is None:
+            running = Counter(
+                one.caller.kid for one in self._visits if one.caller and one is not visit
+            )
+            response = self._desk.status(caller, self._registry.value, running)
+        else:
+            response = await self._desk.relay(body)
+            if self._registry.changed():
+                self.reload()
+        visit.status = response.status
+        return response
 
     async def _make_room(
         self, visit: Visit, caller: Caller, size: int | None, settings: Settings, now: float
@@ -348,7 +394,7 @@ class Gateway:
         """Put on record how it ended."""
         ms = round(seconds * 1000, 2)
         if visit.allowed is not None:
-            facts = _facts(code=code)
+            facts = _facts(code=code, reason=visit.reason)
             self._scribe.note(facts, outcome=visit.allowed, status=visit.status, ms=ms)
         else:
             self._scribe.note(_decided("deny", visit, code), status=visit.status, ms=ms)
@@ -372,7 +418,7 @@ class Gateway:
         elif exc.retry_after or entry.status == 503:
             headers["Retry-After"] = str(max(1, round(exc.retry_after)))
         response = web.Response(
-            body=body_of(entry, exc.code, caller),
+            body=body_of(entry, exc.code, caller, exc.told),
             status=entry.status,
             headers=headers,
             content_type="application/json",
@@ -404,8 +450,10 @@ def _decided(decision: str, visit: Visit, code: str | None = None) -> Prepared:
         kid=caller and caller.kid,
         method=wish and wish.method,
         tool=tool,
+        keys=wish and wish.keys,
         without=visit.without,
         code=code,
+        reason=visit.reason,
     )
 
 
@@ -413,69 +461,3 @@ def _decided(decision: str, visit: Visit, code: str | None = None) -> Prepared:
 def _facts(**facts: str | None) -> Prepared:
     """Return facts as the audit log takes them; most requests are like many before."""
     return Prepared({name: value for name, value in facts.items() if value is not None})
-
-
-class Door(web.Server):
-    """aiohttp's server for one way in, with our words for what it cannot parse."""
-
-    def __init__(self, gateway: Gateway, way: Way) -> None:
-        super().__init__(
-            gateway.handler(way),
-            handler_cancellation=True,
-            access_log=None,
-            logger=_log,
-            # Also the time for a head. NGINX keeps idle connections for 15 s and has to be the one
-            # who closes; what comes over ssh has nobody in front who is patient for us.
-            keepalive_timeout=75.0 if way == "https" else 15.0,
-            lingering_time=2.0,
-            auto_decompress=False,
-        )
-        self._gateway = gateway
-        self._way = way
-
-    def __call__(self) -> web.RequestHandler:
-        """Return the protocol for a new connection."""
-        return _Connection(self, loop=self._loop, **self._kwargs)
-
-    @property
-    def full(self) -> bool:
-        """Whether it has more connections than it should."""
-        return self._way == "ssh" and len(self._connections) > CONNECTIONS
-
-    def reject(self, request: web.BaseRequest, code: str) -> web.Response:
-        """Return the answer to what could not be served, once it is on record."""
-        return self._gateway.reject(request, self._way, code)
-
-
-class _Connection(web.RequestHandler):
-    """aiohttp echoes what it could not parse, and logs it with a traceback; this one does not."""
-
-    __slots__ = ("_door",)
-
-    def __init__(self, door: Door, **options: Any) -> None:
-        super().__init__(door, **options)
-        self._door = door
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Take a connection, or hang up where there are too many."""
-        super().connection_made(transport)
-        if self._door.full:
-            cast(asyncio.Transport, transport).abort()
-
-    def handle_error(
-        self,
-        request: web.BaseRequest,
-        status: int = 500,
-        exc: BaseException | None = None,
-        message: str | None = None,
-    ) -> web.StreamResponse:
-        """Answer a request that is no HTTP, or on which a handler failed."""
-        if isinstance(exc, ConnectionError):
-            raise exc  # there is nobody to answer, or an answer was begun and has been cut off
-        if status != 400:
-            self.logger.error("defect", exc_info=exc)
-        response = self._door.reject(
-            request, "request_invalid" if status == 400 else "internal_error"
-        )
-        response.force_close()
-        return response

@@ -5,11 +5,10 @@ from pathlib import Path
 
 from cryptography import x509
 
-from keys import certs
 from keys.errors import KeyFileError
 from keys.files import private_file_fault
 
-from . import registry, settings
+from . import authority, registry, settings
 from .settings import Layout
 
 
@@ -32,6 +31,8 @@ def faults(layout: Layout) -> list[str]:
         found.append(f"{layout.registry}: {exc.strerror}")
     found += _certificate(layout.client_ca)
     found += _authority(layout)
+    if layout.socket.parent.is_dir() and not layout.sessions.is_dir():
+        found.append(f"{layout.sessions}: is not there, so sshd lets no key in. Run `init`.")
     return found + missing(layout)
 
 
@@ -54,11 +55,13 @@ def _authority(layout: Layout) -> list[str]:
     if fault := private_file_fault(layout.ca_key):
         return [fault]
     try:
-        certs.load_authority(layout.ca_certificate.read_bytes(), layout.ca_key.read_bytes())
+        authority.load(layout)
     except KeyFileError as exc:
         return [f"{layout.ca_key.parent}: {exc}"]
     except OSError as exc:
         return [f"{exc.filename}: {exc.strerror}"]
+    if layout.next_ca_certificate.exists():
+        return ["A rotation of the client CA was interrupted: run `catalyst-gateway ca rotate`."]
     return []
 
 

@@ -4,13 +4,17 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 
+from keys.errors import in_words
+
 from . import __version__
-from .settings import Layout, SettingsError, directory
+from .cli_keys import KEYS
+from .terminal import dir_option, fail, layout_of, settings_of
 
 EXIT_CODES = """\b
 Exit codes:
@@ -18,46 +22,6 @@ Exit codes:
   1    failure, told on stderr; for `audit verify`: the log was tampered with
   2    usage or settings at fault; for `audit verify`: the log cannot be read
   130  interrupted"""
-
-
-def fail(text: str, code: int = 1) -> NoReturn:
-    """Say what is wrong on stderr and exit."""
-    for line in text.splitlines():
-        click.secho(line, fg="red", err=True)
-    sys.exit(code)
-
-
-def _words(exc: Exception) -> str:
-    if isinstance(exc, OSError) and exc.strerror:
-        return f"{exc.filename}: {exc.strerror}" if exc.filename else exc.strerror
-    return str(exc)
-
-
-def _layout(given: Path | None) -> Layout:
-    return Layout(directory(given))
-
-
-_dir = click.option(
-    "--dir",
-    "given",
-    type=click.Path(path_type=Path, file_okay=False),
-    metavar="DIR",
-    help="Where everything of the gateway lives.  "
-    "[$CATALYST_GATEWAY_DIR, else /etc/catalyst-gateway]",
-)
-
-
-def _settings(layout: Layout) -> Any:
-    from .settings import load
-
-    try:
-        return load(layout.settings)
-    except SettingsError as exc:
-        fail(str(exc), 2)
-    except FileNotFoundError:
-        fail(f"{layout.settings} does not exist. Run `catalyst-gateway init` first.", 2)
-    except OSError as exc:
-        fail(_words(exc), 2)
 
 
 def _checked(read: Callable[[str], object]) -> Callable[..., str | None]:
@@ -131,7 +95,7 @@ def _listen(value: str) -> object:
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="CA of NGINX's certificate, where it is a private one.",
 )
-@_dir
+@dir_option
 def init(
     given: Path | None,
     domain: str,
@@ -147,13 +111,13 @@ def init(
     from . import settings
     from .init import Answers, make, next_commands
 
-    layout = _layout(given)
+    layout = layout_of(given)
     ca = str(tls_ca.absolute()) if tls_ca else None
     try:
         make(layout, Answers(domain, https_port, upstream, listen, ca), click.echo)
         made = settings.load(layout.settings)
     except (OSError, ValueError) as exc:
-        fail(_words(exc), 2)
+        fail(in_words(exc), 2)
     wanted = (domain, upstream.rstrip("/"), settings.read_listen(listen), https_port, ca)
     if (made.domain, made.upstream, made.listen, made.https_port, made.tls_ca) != wanted:
         fail(f"{layout.settings} was there already and is kept: edit it, or remove it first.", 2)
@@ -163,12 +127,12 @@ def init(
 @cli.command(
     epilog="\b\nExample:\n  catalyst-gateway check-config && systemctl reload catalyst-gateway"
 )
-@_dir
+@dir_option
 def check_config(given: Path | None) -> None:
     """Check settings, registry and CA, and tell every fault."""
     from .check import faults
 
-    layout = _layout(given)
+    layout = layout_of(given)
     found = faults(layout)
     if found:
         fail("\n".join(found), 2)
@@ -176,7 +140,7 @@ def check_config(given: Path | None) -> None:
 
 
 @cli.command(epilog="\b\nExample:\n  catalyst-gateway serve --dir /etc/catalyst-gateway")
-@_dir
+@dir_option
 @click.option("-v", "--verbose", is_flag=True, help="Log more.")
 def serve(given: Path | None, verbose: bool) -> None:
     """Run the gateway until SIGTERM; SIGHUP looks at settings and registry again.
@@ -187,7 +151,7 @@ def serve(given: Path | None, verbose: bool) -> None:
     from .serve import ServeError, configure_log, run
 
     configure_log(verbose)
-    layout = _layout(given)
+    layout = layout_of(given)
     if layout.settings.exists() and (gone := missing(layout)):
         fail("\n".join(gone), 2)
     try:
@@ -220,27 +184,28 @@ def client() -> None:
     show_default=True,
     help="Life of the client certificate.",
 )
-@_dir
+@dir_option
 def add(given: Path | None, name: str, role: Any, days: int) -> None:
     """Let a client in: its request on stdin, the answer for it on stdout."""
     from keys.enrolment import SIZE, EnrolmentRequest
     from keys.errors import KeyFileError
 
     from . import clients
+    from .changing import ConflictError
 
-    layout = _layout(given)
-    settings = _settings(layout)
+    layout = layout_of(given)
+    settings = settings_of(layout)
     if sys.stdin is None or sys.stdin.isatty():
         fail("The request comes on stdin: catalyst-gateway client add NAME ... < request", 2)
     try:
         request = EnrolmentRequest.read(sys.stdin.buffer.read(SIZE + 1))
         answer = clients.add(layout, settings, name, role, request, days)
-    except (clients.ClientError, ValueError) as exc:
+    except (clients.ClientError, ConflictError, ValueError) as exc:
         fail(str(exc), 2)
     except KeyFileError as exc:
         fail(f"{layout.ca_key.parent}: {exc}", 1)
     except OSError as exc:
-        fail(_words(exc), 1)
+        fail(in_words(exc), 1)
     click.echo(answer.to_text(), nl=False)
     click.echo(f"{name} may come in as {role} (key {answer.kid}).", err=True)
 
@@ -250,45 +215,67 @@ def add(given: Path | None, name: str, role: Any, days: int) -> None:
     epilog="\b\nExamples:\n  catalyst-gateway client list\n  catalyst-gateway client list --json",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
-@_dir
+@dir_option
 def list_(given: Path | None, as_json: bool) -> None:
-    """List the clients, with their keys."""
+    """List the clients, with their keys, and until when their certificates last."""
     from . import registry as registries
+    from .clients import listing
 
-    layout = _layout(given)
+    layout = layout_of(given)
     try:
-        registry = registries.load(layout.registry)
+        told = listing(layout, registries.load(layout.registry))
     except (OSError, ValueError) as exc:
-        fail(_words(exc), 2)
+        fail(in_words(exc), 2)
     if as_json:
-        click.echo(registries.to_text(registry), nl=False)
+        click.echo(json.dumps(told, indent=2))
         return
-    for one in registry.clients:
-        state = "revoked" if one.revoked else one.role
-        click.echo(f"{one.name:<24} {state}")
-        for key in one.keys:
-            mark = " (revoked)" if key.revoked else ""
-            certificates = ", ".join(sorted(key.certificates))
-            click.echo(f"  key {key.kid}{mark}\n  certificate {certificates}")
-    if not registry.clients:
+    for one in told["clients"]:
+        click.echo(f"{one['name']:<24} {'revoked' if one['revoked'] else one['role']}")
+        for key in one["keys"]:
+            click.echo(f"  key {key['kid']}{_mark(key)}")
+            for certificate in key["certificates"]:
+                click.echo(
+                    f"    certificate {certificate['thumbprint']} "
+                    f"until {_day(certificate['not_after'])}"
+                )
+        for key in one["ssh_keys"]:
+            click.echo(f"  ssh key {key['fingerprint']}{_mark(key)}")
+    if not told["clients"]:
         click.echo("No clients yet: catalyst-gateway client add NAME --role operator < request")
+
+
+def _mark(key: dict[str, Any]) -> str:
+    return " (revoked)" if key["revoked"] else ""
+
+
+def _day(epoch: int | None) -> str:
+    return datetime.fromtimestamp(epoch, UTC).strftime("%Y-%m-%d") if epoch else "unknown"
 
 
 @client.command(epilog="\b\nExample:\n  catalyst-gateway client revoke laptop")
 @click.argument("name")
-@_dir
+@dir_option
 def revoke(given: Path | None, name: str) -> None:
-    """Never let a client in again, and end what it has open."""
-    from . import clients
+    """Never let a client in again, and end what it has open, ssh sessions included."""
+    from . import clients, sessions
+    from .changing import ConflictError
 
-    layout = _layout(given)
+    layout = layout_of(given)
     try:
-        clients.revoke(layout, name)
-    except (clients.ClientError, ValueError) as exc:
+        registry = clients.revoke(layout, name)
+    except (clients.ClientError, ConflictError, ValueError) as exc:
         fail(str(exc), 2)
     except OSError as exc:
-        fail(_words(exc), 1)
+        fail(in_words(exc), 1)
     click.echo(f"{name} is revoked. A gateway that runs ends its streams within a second.")
+    revoked = registry.client(name)
+    if revoked is None or not revoked.ssh_keys:
+        return
+    account = settings_of(layout).ssh_user
+    ended = sessions.end(layout, account, registry.ssh_accepted(), unknown=True)
+    click.echo(f"{ended.count} of its ssh sessions were ended.")
+    if ended.missed:
+        fail(f"{ended.missed} could not be ended: run this again as root.")
 
 
 @cli.command(
@@ -302,7 +289,7 @@ def revoke(given: Path | None, name: str) -> None:
 @click.option("--tls-cert", help="Certificate chain of the site, PEM.  [certbot's]")
 @click.option("--tls-key", help="Its private key.  [certbot's]")
 @click.option("--access-log", help="Where NGINX logs requests.  [in /var/log/nginx]")
-@_dir
+@dir_option
 def nginx(
     given: Path | None,
     only_print: bool,
@@ -320,8 +307,8 @@ def nginx(
     from .init import site_of
     from .site import render
 
-    layout = _layout(given)
-    settings = _settings(layout)
+    layout = layout_of(given)
+    settings = settings_of(layout)
     site = replace(
         site_of(layout, settings.domain, https_port or settings.https_port),
         http_port=http_port,
@@ -341,7 +328,7 @@ def nginx(
     except ValueError as exc:
         fail(str(exc), 2)
     except OSError as exc:
-        fail(_words(exc), 1)
+        fail(in_words(exc), 1)
     click.echo("Then: nginx -t && systemctl reload nginx")
 
 
@@ -356,18 +343,18 @@ def audit() -> None:
 )
 @click.argument("logs", nargs=-1, type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
-@_dir
+@dir_option
 def verify(given: Path | None, logs: tuple[Path, ...], as_json: bool) -> None:
     """Find lines of the audit log that were removed or changed; rotated logs oldest first."""
     from dataclasses import asdict
 
     from .audit import verify as check
 
-    paths = list(logs) or [_layout(given).audit]
+    paths = list(logs) or [layout_of(given).audit]
     try:
         report = check(paths)
     except OSError as exc:
-        fail(_words(exc), 2)
+        fail(in_words(exc), 2)
     if as_json:
         click.echo(json.dumps(asdict(report), indent=2))
     else:
@@ -377,31 +364,6 @@ def verify(given: Path | None, logs: tuple[Path, ...], as_json: bool) -> None:
         click.echo(f"{report.lines} lines, {report.first} to {report.last}: {verdict}")
         click.echo(f"head {report.head}")
     sys.exit(1 if report.findings else 0)
-
-
-@cli.command(
-    epilog="\b\nExample, as root on the droplet:\n"
-    "  catalyst-gateway sshd-config --user catalyst \\\n"
-    "      > /etc/ssh/sshd_config.d/60-catalyst.conf\n"
-    "  sshd -t && systemctl reload ssh"
-)
-@click.option("--user", default="catalyst", show_default=True, help="Account of the tunnels.")
-@click.option(
-    "--target",
-    "targets",
-    multiple=True,
-    default=["127.0.0.1:5000"],
-    show_default=True,
-    help="What may be reached; may be repeated.",
-)
-def sshd_config(user: str, targets: tuple[str, ...]) -> None:
-    """Print the sshd rules that let an account forward to the service, and nothing else."""
-    from .sshd import match_block
-
-    try:
-        click.echo(match_block(user, list(targets)), nl=False)
-    except ValueError as exc:
-        fail(str(exc), 2)
 
 
 @cli.command(epilog='\b\nExample:\n  eval "$(catalyst-gateway completion bash)"')
@@ -416,6 +378,10 @@ def completion(shell: str) -> None:
     click.echo(kind(cli, {}, "catalyst-gateway", "_CATALYST_GATEWAY_COMPLETE").source())
 
 
+for command in KEYS:
+    cli.add_command(command)
+
+
 def main() -> None:
     """Run the command line; neither an interrupt nor a full disk ends it with a traceback."""
     code = 130
@@ -428,6 +394,6 @@ def main() -> None:
     except (click.Abort, KeyboardInterrupt):
         pass
     except OSError as exc:
-        click.secho(_words(exc), fg="red", err=True)
+        click.secho(in_words(exc), fg="red", err=True)
         code = 1
     os._exit(code)  # not by way of a flush that would fail once more

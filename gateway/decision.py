@@ -5,6 +5,7 @@ is learns nothing but 401; the exact code goes to the audit log. Statuses follow
 15, `error` names RFC 9209 section 2.3.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -46,6 +47,29 @@ CATALOGUE: dict[str, Entry] = {
     "http_method_denied": Entry(403, _DENIED, -32003, "This HTTP method is not open here."),
     "method_denied": Entry(403, _DENIED, -32003, "Your role may not call this method."),
     "tool_denied": Entry(403, _DENIED, -32003, "Your role may not call this tool."),
+    # Changes of keys.
+    "statement_invalid": Entry(
+        400, _INVALID, -32010, "That is not a statement about keys that holds. Nothing was changed."
+    ),
+    "keys_denied": Entry(
+        403, _DENIED, -32003, "This client may not change that. Nothing was changed."
+    ),
+    "generation_mismatch": Entry(
+        409, _DENIED, -32010, "The registry has changed since you looked. Nothing was changed."
+    ),
+    "ca_unavailable": Entry(
+        503,
+        "proxy_internal_error",
+        -32013,
+        "The client CA's key is not on the droplet, or cannot be used. Nothing was changed.",
+    ),
+    "registrar_unavailable": Entry(
+        503,
+        "proxy_internal_error",
+        -32013,
+        "The registrar does not answer (systemctl status catalyst-registrar). Ask what is in "
+        "force before you try again.",
+    ),
     # Limits.
     "rate_limited": Entry(429, _DENIED, -32007, f"Too many requests. {_SAFE}"),
     "too_many_streams": Entry(429, _DENIED, -32007, f"Too many requests at once. {_SAFE}"),
@@ -83,8 +107,20 @@ CATALOGUE: dict[str, Entry] = {
 class DeniedError(Exception):
     """A request is refused; `code` is the exact reason."""
 
-    def __init__(self, code: str, *, caller: Id | None = None, retry_after: float = 0.0) -> None:
+    def __init__(
+        self,
+        code: str,
+        *,
+        caller: Id | None = None,
+        retry_after: float = 0.0,
+        reason: str | None = None,
+        told: Mapping[str, int] | None = None,
+    ) -> None:
         self.code = code
+        self.reason = reason
+        """More exactly, for the audit log and nobody else."""
+        self.told = told or {}
+        """What the outside is told besides."""
         self.caller = caller
         """The JSON-RPC id that waits for an answer."""
         self.retry_after = retry_after
@@ -108,12 +144,16 @@ class Wish:
     """Whether it goes by a lane of its own in the limits."""
     standing: bool = False
     """Whether its answer is a stream that may stay open for ever."""
+    keys: str | None = None
+    """Names of the keys that it is about, for the record."""
 
 
-def body_of(entry: Entry, code: str, caller: Id | None) -> bytes:
+def body_of(
+    entry: Entry, code: str, caller: Id | None, told: Mapping[str, int] | None = None
+) -> bytes:
     """Return the JSON that tells a refusal: a JSON-RPC error where there is an id to answer."""
     shown = "unauthorized" if entry is UNAUTHORIZED else code
     if caller is None:
-        return strictjson.dumps({"error": {"code": shown, "message": entry.words}})
+        return strictjson.dumps({"error": {"code": shown, "message": entry.words, **(told or {})}})
     error = {"code": entry.rpc, "message": entry.words, "data": {"code": shown}}
     return strictjson.dumps({"jsonrpc": "2.0", "id": caller, "error": error})

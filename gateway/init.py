@@ -18,6 +18,7 @@ from .site import DEFAULT_NGINX, FILES, Site, has_ipv6, installed_version, rende
 from .state import prepare
 
 USER = "catalyst-gateway"
+REGISTRAR = "catalyst-registrar"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,7 @@ https_port = {answers.https_port}  # (start) NGINX's, for the URL that clients a
 upstream = {quoted(answers.upstream)}  # (start) the service
 listen = {quoted(answers.listen)}  # (start) loopback only: what arrives over ssh
 socket_group = {quoted(plain.socket_group)}  # (start) NGINX's group, for the Unix socket
+ssh_user = {quoted(plain.ssh_user)}  # the account of the tunnels: its sessions end with their keys
 state = {quoted(plain.state)}  # (start) or a Redis URL, for several gateways
 stop_without_state = false  # whether operators may call urgent tools while the state is away
 silence = {plain.silence:g}  # (start) seconds until the service must begin its answer
@@ -72,11 +74,14 @@ observer = []
 """
 
 
+def program() -> tuple[str, ...]:
+    """Return the words that call this program later, the first one absolute."""
+    path = str(Path(sys.argv[0]).resolve())
+    return (sys.executable, "-m", "gateway") if path.endswith("__main__.py") else (path,)
+
+
 def unit_text(layout: Layout, drain: float) -> str:
     """Return the systemd unit, systemd.exec(5)."""
-    program = str(Path(sys.argv[0]).resolve())
-    if program.endswith("__main__.py"):
-        program = f"{sys.executable} -m gateway"
     directory = layout.directory
     return f"""\
 [Unit]
@@ -88,7 +93,7 @@ After=network-online.target
 [Service]
 Type=exec
 User={USER}
-ExecStart={program} serve --dir {directory}
+ExecStart={" ".join(program())} serve --dir {directory}
 ExecReload=/bin/kill -HUP $MAINPID
 Restart=always
 RestartSec=1
@@ -122,6 +127,53 @@ WantedBy=multi-user.target
 """
 
 
+def registrar_unit_text(layout: Layout) -> str:
+    """Return the systemd unit of the registrar.
+
+    It is root, without most of what root may: files of root's are its own, those in run/ are not
+    (DAC_OVERRIDE, CHOWN), nor are the ssh sessions that it ends (KILL).
+    """
+    directory = layout.directory
+    return f"""\
+[Unit]
+Description=catalyst-gateway's registrar, which changes who may come in
+Documentation=file://{directory}/gateway.toml
+Before={USER}.service
+
+[Service]
+Type=exec
+ExecStart={" ".join(program())} registrar --dir {directory}
+Restart=always
+RestartSec=1
+TimeoutStopSec=40
+UMask=0077
+ReadWritePaths={directory}
+CapabilityBoundingSet=CAP_CHOWN CAP_DAC_OVERRIDE CAP_KILL
+NoNewPrivileges=yes
+ProtectSystem=strict
+ProtectHome=read-only
+ProtectKernelTunables=yes
+ProtectKernelModules=yes
+ProtectKernelLogs=yes
+ProtectControlGroups=yes
+ProtectClock=yes
+ProtectHostname=yes
+PrivateTmp=yes
+PrivateDevices=yes
+PrivateNetwork=yes
+RestrictAddressFamilies=AF_UNIX
+RestrictNamespaces=yes
+RestrictRealtime=yes
+RestrictSUIDSGID=yes
+LockPersonality=yes
+SystemCallArchitectures=native
+SystemCallFilter=@system-service
+
+[Install]
+WantedBy=multi-user.target
+"""
+
+
 def make(layout: Layout, answers: Answers, say: Callable[[str], object]) -> None:
     """Make what is missing; `say` is told each file that is made.
 
@@ -139,6 +191,8 @@ def make(layout: Layout, answers: Answers, say: Callable[[str], object]) -> None
         (layout.nginx, 0o755),
         (layout.state, 0o700),
         (layout.socket.parent, 0o750),
+        (layout.sessions, 0o700),
+        (layout.issued, 0o755),
     ):
         if not directory.exists():
             directory.mkdir(parents=True)
@@ -161,6 +215,7 @@ def make(layout: Layout, answers: Answers, say: Callable[[str], object]) -> None
     for name in FILES:
         put(layout.nginx / name, site[name].encode)
     put(layout.directory / f"{USER}.service", lambda: unit_text(layout, 25.0).encode())
+    put(layout.directory / f"{REGISTRAR}.service", lambda: registrar_unit_text(layout).encode())
     # The state forgets nothing from before its beginning where nobody could have come in before.
     prepare(layout.state, now - LEEWAY - 2 if first else now)
 
@@ -179,13 +234,18 @@ def site_of(layout: Layout, domain: str, https_port: int) -> Site:
 def next_commands(layout: Layout, domain: str) -> str:
     """Return what an operator does next."""
     directory, site = layout.directory, layout.nginx / "site.conf"
+    ssh_user = Settings(domain).ssh_user
     own = "" if os.environ.get("CATALYST_GATEWAY_DIR") else f" --dir {directory}"
     return f"""
 Next, as root:
 
   useradd --system --no-create-home --shell /usr/sbin/nologin --groups www-data {USER}
   chown -R {USER}: {layout.state} {layout.socket.parent}
-  systemctl enable --now {directory}/{USER}.service
+  systemctl enable --now {directory}/{REGISTRAR}.service {directory}/{USER}.service
+
+  useradd --system --no-create-home --shell /usr/sbin/nologin {ssh_user}
+  catalyst-gateway sshd-config{own} > /etc/ssh/sshd_config.d/60-catalyst.conf
+  sshd -t && systemctl reload ssh
 
   apt-get install nginx certbot
   certbot certonly --webroot -w /var/www/html -d {domain} --deploy-hook 'systemctl reload nginx'

@@ -22,8 +22,10 @@ from keys.reloadable import Reloadable
 
 from . import registry as registries
 from . import settings as settings_file
-from .app import Door, Gateway
+from .app import Gateway
 from .audit import AuditError, AuditLog
+from .door import Door
+from .keydesk import KeyDesk
 from .proxy import Proxy
 from .settings import Layout, Settings
 from .state import StateError, state_for
@@ -90,7 +92,7 @@ async def _serve(
             stack.callback(unix.close)
         except (AuditError, StateError, OSError) as exc:
             raise ServeError(_words(exc)) from exc
-        gateway = Gateway(settings, registry, state, audit, proxy)
+        gateway = Gateway(settings, registry, state, audit, proxy, KeyDesk(layout))
         doors = [Door(gateway, "ssh"), Door(gateway, "https")]
         servers = [
             await loop.create_server(doors[0], sock=loopback, backlog=BACKLOG),

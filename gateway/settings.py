@@ -46,6 +46,26 @@ class Layout:
         return self.directory / "ca" / "ca.pem"
 
     @property
+    def next_ca_key(self) -> Path:
+        """The key of the CA that is about to follow; there while `ca rotate` is at it."""
+        return self.directory / "ca" / "next.key"
+
+    @property
+    def next_ca_certificate(self) -> Path:
+        """Its certificate."""
+        return self.directory / "ca" / "next.pem"
+
+    @property
+    def issued(self) -> Path:
+        """Every client certificate that the registry names, as THUMBPRINT.pem."""
+        return self.directory / "issued"
+
+    @property
+    def lock(self) -> Path:
+        """Held by whoever changes registry or CA."""
+        return self.directory / ".lock"
+
+    @property
     def nginx(self) -> Path:
         """What NGINX includes."""
         return self.directory / "nginx"
@@ -59,6 +79,16 @@ class Layout:
     def socket(self) -> Path:
         """Where NGINX reaches the gateway."""
         return self.directory / "run" / "gateway.sock"
+
+    @property
+    def registrar(self) -> Path:
+        """Where the gateway reaches the registrar."""
+        return self.directory / "run" / "registrar.sock"
+
+    @property
+    def sessions(self) -> Path:
+        """Which connection of sshd came with which key: written by `authorized-keys`."""
+        return self.directory / "run" / "ssh-sessions"
 
     @property
     def state(self) -> Path:
@@ -120,6 +150,8 @@ class Settings:
     upstream: str = "http://127.0.0.1:5000"
     listen: tuple[str, int] = ("127.0.0.1", 5001)
     socket_group: str = "www-data"
+    ssh_user: str = "catalyst"
+    """The account that tunnels come in by."""
     state: str = "sqlite"
     stop_without_state: bool = False
     """Whether urgent tools may be called while the state store cannot be asked."""
@@ -217,6 +249,7 @@ def _read(file: Path, content: dict[str, Any], faults: list[str]) -> Settings:
         upstream=gateway.take("upstream", str, defaults.upstream, read_upstream),
         listen=gateway.take("listen", str, defaults.listen, read_listen),
         socket_group=gateway.word("socket_group") or defaults.socket_group,
+        ssh_user=gateway.take("ssh_user", str, defaults.ssh_user, read_account),
         state=gateway.take("state", str, defaults.state, _state),
         stop_without_state=gateway.flag("stop_without_state"),
         silence=gateway.seconds("silence", defaults.silence, 1, 3600),
@@ -293,6 +326,17 @@ def read_domain(value: str) -> str:
 def _port(value: int) -> int:
     if not 1 <= value <= 65535:
         raise ValueError("must be between 1 and 65535")
+    return value
+
+
+def read_account(value: str) -> str:
+    """Return the name of an account, as useradd(8) takes it.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if not re.fullmatch(r"[a-z_][a-z0-9_-]{0,31}", value):
+        raise ValueError(f"{value!r} is not the name of an account")
     return value
 
 

@@ -183,6 +183,41 @@ def belongs(pem: bytes, key: ec.EllipticCurvePrivateKey) -> bool:
         raise ValueError("the certificate has a key of an unknown kind") from exc
 
 
+def same_key(pem: bytes, request: bytes) -> bool:
+    """Return whether the certificate in `pem` is one for the key of a certificate request.
+
+    Raises:
+        ValueError: one of the two is not what it should be.
+    """
+    try:
+        key = x509.load_pem_x509_csr(request).public_key()
+        return _load(pem).public_key() == key
+    except (UnsupportedAlgorithm, x509.InvalidVersion) as exc:
+        raise ValueError("the csr is not a PKCS #10 request in PEM") from exc
+
+
+def issued_by(pem: bytes, authority: bytes) -> bool:
+    """Return whether the CA whose certificate is `authority` signed the certificate in `pem`."""
+    try:
+        _load(pem).verify_directly_issued_by(_load(authority))
+    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
+        return False
+    return True
+
+
+def split(bundle: bytes) -> list[bytes]:
+    """Return the certificates of a bundle one by one, PEM.
+
+    Raises:
+        ValueError: it is not one.
+    """
+    try:
+        found = x509.load_pem_x509_certificates(bundle)
+    except x509.InvalidVersion as exc:
+        raise ValueError("a certificate has an unknown version") from exc
+    return [one.public_bytes(Encoding.PEM) for one in found]
+
+
 def _load(pem: bytes) -> x509.Certificate:
     try:
         certificates = x509.load_pem_x509_certificates(pem)

@@ -11,8 +11,8 @@ from typing import Any, Literal, cast
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from . import strictjson
-from .keyring import from_jwk, to_jwk
+from . import sshkey, strictjson
+from .keyring import from_jwk, thumbprint, to_jwk
 
 SIZE = 64 << 10  # bytes of a paper
 CLIENT = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
@@ -24,14 +24,21 @@ ROLES: tuple[Role, ...] = ("operator", "observer")
 
 @dataclass(frozen=True, slots=True)
 class EnrolmentRequest:
-    """What a laptop asks with: public halves, and the proof that it holds the TLS key."""
+    """What a laptop asks with: public halves, and proofs that it holds the TLS and SSH keys."""
 
     token_key: Ed25519PublicKey
     csr: str
+    ssh_key: str | None = None
+    """"ssh-ed25519 AAAA...", where the droplet is to let it in."""
+    ssh_proof: str | None = None
+    """Made by `sshkey.prove` for audience "", client "" and the token key's thumbprint."""
 
     def to_text(self) -> str:
         """Return it as it is written to a file."""
-        return _text("request", {"token_key": to_jwk(self.token_key), "csr": self.csr})
+        members: dict[str, Any] = {"token_key": to_jwk(self.token_key), "csr": self.csr}
+        if self.ssh_key is not None:
+            members |= {"ssh_key": self.ssh_key, "ssh_proof": self.ssh_proof}
+        return _text("request", members)
 
     @classmethod
     def read(cls, text: bytes) -> "EnrolmentRequest":
@@ -40,8 +47,14 @@ class EnrolmentRequest:
         Raises:
             ValueError: it is not one; says what is wrong.
         """
-        content = _content("request", text, {"token_key", "csr"})
-        return cls(from_jwk(content["token_key"]), _string(content, "csr"))
+        content = _content("request", text, {"token_key", "csr"}, {"ssh_key", "ssh_proof"})
+        token_key, csr = from_jwk(content["token_key"]), _string(content, "csr")
+        if "ssh_key" not in content:
+            return cls(token_key, csr)
+        line, proof = _string(content, "ssh_key"), _string(content, "ssh_proof")
+        if not sshkey.proves(line, proof, "", "", thumbprint(token_key)):
+            raise ValueError("the ssh_proof is not one by that ssh key for that token key")
+        return cls(token_key, csr, line, proof)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +94,10 @@ def _text(kind: str, members: dict[str, Any]) -> str:
     return json.dumps({"catalyst": kind, "version": 1, **members}, indent=2) + "\n"
 
 
-def _content(kind: str, text: bytes, names: set[str]) -> dict[str, Any]:
+def _content(
+    kind: str, text: bytes, names: set[str], together: set[str] | None = None
+) -> dict[str, Any]:
+    """Return the members of a paper: all of `names`, and all of `together` or none of them."""
     if len(text) > SIZE:
         raise ValueError(f"that is too large for an enrolment {kind}")
     try:
@@ -93,6 +109,8 @@ def _content(kind: str, text: bytes, names: set[str]) -> dict[str, Any]:
     version = content.get("version")
     if type(version) is not int or version != 1:  # true and 1.0 are equal to 1
         raise ValueError(f"that enrolment {kind} is of another version")
+    if together and not together.isdisjoint(content):
+        names = names | together
     if content.keys() != names | {"catalyst", "version"}:
         wanted = ", ".join(sorted(names))
         raise ValueError(f"an enrolment {kind} has these members, and no others: {wanted}")

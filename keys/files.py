@@ -34,6 +34,24 @@ def private_file_fault(path: Path) -> str | None:
     return None
 
 
+def guarded_file_fault(path: Path) -> str | None:
+    """Return in words why what `path` says must not be acted on, with the repair, or None.
+
+    On POSIX the file must be ours or root's, and nobody else may write to it.
+
+    Raises:
+        OSError: it is not there, or cannot be looked at.
+    """
+    info = path.stat()
+    if sys.platform != "win32":
+        if info.st_uid not in (0, os.geteuid()):
+            return f"{path} belongs to another user. Run: chown root {path}"
+        if info.st_mode & 0o022:
+            mode = stat.S_IMODE(info.st_mode)
+            return f"{path} may be changed by others (mode {mode:04o}). Run: chmod go-w {path}"
+    return None
+
+
 def make_private_directory(path: Path) -> None:
     """Make `path` and its parents; what is made is closed to other users.
 

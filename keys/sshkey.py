@@ -2,10 +2,11 @@
 
 import base64
 import hashlib
+import re
 from pathlib import Path
 
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
@@ -16,6 +17,13 @@ from cryptography.hazmat.primitives.serialization import (
 
 from .errors import KeyFileError
 from .files import write_private
+from .keyring import base64url, from_base64url
+
+_BLOB = b"\0\0\0\x0bssh-ed25519\0\0\0\x20"  # what stands before the 32 bytes: RFC 8709 section 4
+_LINE = re.compile(r"ssh-ed25519 ([A-Za-z0-9+/]{68})")  # 51 bytes: no padding, one spelling
+_FINGERPRINT = re.compile(r"SHA256:[A-Za-z0-9+/]{43}")
+_PROOF = b"catalyst-ssh-proof\0"
+"""What an SSH login signs begins with a length (RFC 4252 section 7): no proof can be one."""
 
 
 def make_key(path: Path) -> str:
@@ -50,6 +58,61 @@ def public_half(path: Path) -> str:
         ) from exc
     line = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
     return line.decode("ascii")
+
+
+def public_line(key: Ed25519PublicKey) -> str:
+    """Return a key as "ssh-ed25519 AAAA..."."""
+    return key.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode("ascii")
+
+
+def read_line(line: object) -> Ed25519PublicKey:
+    """Return the key in "ssh-ed25519 AAAA...": no comment, no option, no other kind of key.
+
+    Raises:
+        ValueError: it is anything else.
+    """
+    match = _LINE.fullmatch(line) if isinstance(line, str) else None
+    blob = base64.b64decode(match[1]) if match else b""
+    if not blob.startswith(_BLOB):
+        raise ValueError('the ssh key must be "ssh-ed25519 AAAA...", and nothing else')
+    return Ed25519PublicKey.from_public_bytes(blob.removeprefix(_BLOB))
+
+
+def is_fingerprint(value: object) -> bool:
+    """Return whether `value` is "SHA256:...", as `fingerprint` returns it."""
+    return isinstance(value, str) and _FINGERPRINT.fullmatch(value) is not None
+
+
+def prove(key: Ed25519PrivateKey, audience: str, client: str, nonce: str) -> str:
+    """Return the proof that whoever introduces an SSH key also holds it.
+
+    Args:
+        key: the SSH key.
+        audience: whom it is for; "" in a request for enrolment, which does not know yet.
+        client: who introduces it; "" likewise.
+        nonce: the statement's jti, or the thumbprint of the request's token key.
+    """
+    return base64url(key.sign(_proved(audience, client, nonce)))
+
+
+def proves(line: object, proof: object, audience: str, client: str, nonce: str) -> bool:
+    """Return whether `proof` is what `prove` makes with the key in `line`.
+
+    Raises:
+        ValueError: the line is not a key.
+    """
+    key = read_line(line)
+    if not isinstance(proof, str):
+        return False
+    try:
+        key.verify(from_base64url(proof), _proved(audience, client, nonce))
+    except (ValueError, InvalidSignature):
+        return False
+    return True
+
+
+def _proved(audience: str, client: str, nonce: str) -> bytes:
+    return _PROOF + "\0".join((audience, client, nonce)).encode()
 
 
 def fingerprint(public: str) -> str:

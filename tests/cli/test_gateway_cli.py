@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from gateway import check, settings
 from gateway.audit import AuditLog
 from gateway.settings import Layout
 from gateway.site import find_nginx
-from keys import certs
+from keys import certs, sshkey
 from keys.enrolment import SIZE, EnrolmentAnswer, EnrolmentRequest
 from keys.keyring import thumbprint
 from tests.droplet import free_port
@@ -86,11 +87,17 @@ def untouched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-def request(key: Ed25519PrivateKey | None = None) -> bytes:
+def request(
+    key: Ed25519PrivateKey | None = None, ssh_key: Ed25519PrivateKey | None = None
+) -> bytes:
     """A new enrolment request."""
     token_key = key or Ed25519PrivateKey.generate()
     csr = certs.make_request(ec.generate_private_key(ec.SECP256R1()))
-    return EnrolmentRequest(token_key.public_key(), csr.decode()).to_text().encode()
+    made = EnrolmentRequest(token_key.public_key(), csr.decode())
+    if ssh_key is not None:
+        proof = sshkey.prove(ssh_key, "", "", thumbprint(token_key.public_key()))
+        made = replace(made, ssh_key=sshkey.public_line(ssh_key.public_key()), ssh_proof=proof)
+    return made.to_text().encode()
 
 
 def add(place: Path, name: str = "laptop", text: bytes | None = None, *more: str) -> Done:
@@ -121,10 +128,11 @@ def edit(place: Path, pattern: str, line: str) -> None:
 COMMANDS = [
     *(["init"], ["check-config"], ["serve"], ["client", "add"], ["client", "list"]),
     *(["client", "revoke"], ["nginx"], ["audit", "verify"], ["sshd-config"], ["completion"]),
+    *(["registrar"], ["ca", "rotate"]),
 ]
 
 
-@pytest.mark.parametrize("command", [[], ["client"], ["audit"], *COMMANDS])
+@pytest.mark.parametrize("command", [[], ["client"], ["audit"], ["ca"], *COMMANDS])
 def test_help_of_every_command(command: list[str]) -> None:
     for flag in ("--help", "-h"):
         done = gateway(*command, flag)
@@ -195,6 +203,89 @@ def test_sshd_config() -> None:
     assert "host:port" in refused(gateway("sshd-config", "--target", "any"))
 
 
+def test_sshd_config_with_a_registry(place: Path) -> None:
+    """Keys from there and no others, and no further than the gateway."""
+    target = settings.load(place / "gateway.toml").ssh_target
+    rules = gateway("sshd-config", "--dir", place).stdout
+    command = f"{sys.executable} -m gateway authorized-keys --dir {place} --target {target} %t %k"
+    assert f"    AuthorizedKeysCommand {command}\n" in rules
+    assert "    AuthorizedKeysFile none\n" in rules
+    assert f"    PermitOpen {target}\n" in rules
+    assert rules.startswith("Match User catalyst\n")
+
+    both = ["--target", "127.0.0.1:1", "--target", "127.0.0.1:2"]
+    rules = gateway("sshd-config", *both, "--dir", place).stdout
+    assert "--target 127.0.0.1:1 --target 127.0.0.1:2 %t" in rules
+    assert "PermitOpen 127.0.0.1:1 127.0.0.1:2\n" in rules
+    plain = gateway("sshd-config", "--keys", "file", "--dir", place).stdout
+    assert "AuthorizedKeys" not in plain
+    assert "PermitOpen 127.0.0.1:5000\n" in plain
+
+    said = refused(gateway("sshd-config", "--user", "other", "--dir", place))
+    assert 'ssh_user = "catalyst"' in said
+    assert "host:port" in refused(gateway("sshd-config", "--target", "a b:1", "--dir", place))
+    shutil.rmtree(place / "run")
+    assert "ssh-sessions is not there" in refused(gateway("sshd-config", "--dir", place))
+    (place / "registry.json").unlink()
+    assert "AuthorizedKeys" not in gateway("sshd-config", "--dir", place).stdout
+    missing = refused(gateway("sshd-config", "--keys", "registry", "--dir", place))
+    assert "ssh-sessions is not there" in missing
+
+
+def test_a_path_that_sshd_could_misread(tmp_path: Path) -> None:
+    from gateway.sshd import Lookup, match_block
+
+    for program in ("catalyst-gateway", "/a b/%u", '/a"b', "/a\nb\nPermitRootLogin", "/a#"):
+        with pytest.raises(ValueError):
+            match_block("catalyst", ["127.0.0.1:1"], Lookup((program,), tmp_path, "nobody"))
+    for directory in ("/a b", "/a%h", "/a\tb"):
+        with pytest.raises(ValueError):
+            match_block("catalyst", ["127.0.0.1:1"], Lookup(("/bin/x",), Path(directory), "nobody"))
+
+
+@pytest.mark.skipif(not AS_ROOT, reason="gives files away")
+def test_a_program_that_sshd_would_not_run(tmp_path: Path) -> None:
+    from gateway.sshd import command_fault
+
+    assert command_fault("/bin/sh") is None
+    program = tmp_path / "program"
+    assert "No such file" in str(command_fault(str(program)))
+    program.write_text("")
+    os.chown(program, 65534, -1)
+    assert f"{program} is not root's alone" in str(command_fault(str(program)))
+    os.chown(program, 0, -1)
+    program.chmod(0o775)
+    assert "chmod go-w" in str(command_fault(str(program)))
+    program.chmod(0o755)
+    tmp_path.chmod(0o777)
+    assert f"{tmp_path} is not root's alone" in str(command_fault(str(program)))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "--target is missing"),
+        (["--target", "x"], "host:port"),
+        (["--target", "127.0.0.1:1"], "not sshd that asks"),
+    ],
+)
+def test_a_key_that_sshd_did_not_ask_about(place: Path, arguments: list[str], words: str) -> None:
+    key = Ed25519PrivateKey.generate()
+    assert add(place, "laptop", request(ssh_key=key)).returncode == 0
+    line = sshkey.public_line(key.public_key()).split()
+    done = gateway("authorized-keys", *arguments, *line, "--dir", place)
+    assert words in refused(done, 1)
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    "key", [["ssh-rsa", "AAAA"], ["ssh-ed25519", "AAAA"], ["x", "x\ny"], ["", ""], ["a b", "c"]]
+)
+def test_what_is_no_key_of_ours_has_no_line(untouched: Path, key: list[str]) -> None:
+    done = gateway("authorized-keys", "--target", "127.0.0.1:1", *key, "--dir", untouched)
+    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "", "")
+
+
 def test_a_full_disk_is_told(place: Path) -> None:
     with Path("/dev/full").open("wb") as full:
         run = subprocess.run(
@@ -225,8 +316,11 @@ def test_init_makes_everything_closed_as_it_should_be(tmp_path: Path) -> None:
         "nginx": 0o755,
         "nginx/client-ca.pem": 0o644,
         "nginx/site.conf": 0o644,
+        "catalyst-registrar.service": 0o644,
+        "issued": 0o755,
         "registry.json": 0o644,
         "run": 0o750,
+        "run/ssh-sessions": 0o700,
         "state": 0o700,
     }
     assert {name: mode(place / name) for name in modes} == modes
@@ -452,9 +546,14 @@ def test_a_clients_life(place: Path) -> None:
     listed = gateway("client", "list", "--dir", place).stdout
     for words in ("laptop", "operator", answer.kid, facts.thumbprint):
         assert words in listed
-    assert json.loads(gateway("client", "list", "--json", "--dir", place).stdout)["clients"] == [
-        client
-    ]
+    told = json.loads(gateway("client", "list", "--json", "--dir", place).stdout)
+    assert told["generation"] == 1
+    [listed_key] = told["clients"][0]["keys"]
+    assert listed_key == {
+        "kid": answer.kid,
+        "revoked": False,
+        "certificates": [{"thumbprint": facts.thumbprint, "not_after": int(facts.not_after)}],
+    }
 
     assert "is revoked" in gateway("client", "revoke", "laptop", "--dir", place).stdout
     assert registry(place)[0]["revoked"] is True
@@ -469,6 +568,44 @@ def test_a_clients_life(place: Path) -> None:
     assert client["revoked"] is False
     assert [one["revoked"] for one in client["keys"]] == [True, False]
     assert "known already" in refused(add(place, "third", request(key)))
+
+
+def test_an_ssh_key_is_enrolled_listed_and_revoked(place: Path) -> None:
+    key = Ed25519PrivateKey.generate()
+    line = sshkey.public_line(key.public_key())
+    name = sshkey.fingerprint(line)
+    assert add(place, "laptop", request(ssh_key=key)).returncode == 0
+    [client] = registry(place)
+    assert client["ssh_keys"] == [{"key": line, "revoked": False}]
+    listed = gateway("client", "list", "--dir", place).stdout
+    assert f"ssh key {name}\n" in listed
+    assert re.search(r"until 20\d\d-\d\d-\d\d\n", listed)
+
+    edit(place, "ssh_user", 'ssh_user = "k1-nobody-has-this"')
+    said = gateway("client", "revoke", "laptop", "--dir", place)
+    assert said.returncode == 0
+    assert "0 of its ssh sessions were ended" in said.stdout
+    for who in ("laptop", "desk"):
+        assert "SSH key is known already" in refused(add(place, who, request(ssh_key=key)))
+    other = Ed25519PrivateKey.generate()
+    assert add(place, "laptop", request(ssh_key=other)).returncode == 0
+    [client] = registry(place)
+    assert [one["revoked"] for one in client["ssh_keys"]] == [True, False]
+    told = json.loads(gateway("client", "list", "--json", "--dir", place).stdout)
+    assert told["generation"] == 3
+    assert told["clients"][0]["ssh_keys"][0] == {"fingerprint": name, "revoked": True}
+
+
+def test_an_ssh_key_of_somebody_else(untouched: Path) -> None:
+    """Whoever has seen a public key cannot have it let in under his name."""
+    paper = json.loads(request(ssh_key=Ed25519PrivateKey.generate()))
+    for other in (request(ssh_key=Ed25519PrivateKey.generate()), request()):
+        mixed = json.dumps(paper | {"token_key": json.loads(other)["token_key"]}).encode()
+        assert "ssh_proof is not one" in refused(add(untouched, "laptop", mixed))
+    for name in ("ssh_key", "ssh_proof"):
+        rest = {one: value for one, value in paper.items() if one != name}
+        assert "has these members" in refused(add(untouched, "laptop", json.dumps(rest).encode()))
+    assert registry(untouched) == []
 
 
 def test_names_and_keys_that_are_taken(place: Path) -> None:
@@ -805,15 +942,27 @@ def test_the_unit(place: Path) -> None:
     assert os.access(command.split()[0], os.X_OK)
 
 
+def test_the_registrars_unit(place: Path) -> None:
+    lines = (place / "catalyst-registrar.service").read_text().splitlines()
+    assert f"ReadWritePaths={place}" in lines
+    assert "CapabilityBoundingSet=CAP_CHOWN CAP_DAC_OVERRIDE CAP_KILL" in lines
+    assert not [line for line in lines if line.startswith("User=")]
+    for word in ("NoNewPrivileges=yes", "ProtectSystem=strict", "PrivateNetwork=yes"):
+        assert word in lines
+    [command] = [line.partition("=")[2] for line in lines if line.startswith("ExecStart=")]
+    assert command == f"{sys.executable} -m gateway registrar --dir {place}"
+
+
+@pytest.mark.parametrize("name", ["catalyst-gateway", "catalyst-registrar"])
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="no systemd on this machine")
-def test_systemd_takes_the_unit(place: Path) -> None:
+def test_systemd_takes_the_unit(place: Path, name: str) -> None:
     done = subprocess.run(
-        ["systemd-analyze", "verify", place / "catalyst-gateway.service"],
+        ["systemd-analyze", "verify", place / f"{name}.service"],
         capture_output=True,
         text=True,
         timeout=DEADLINE,
     )
-    ours = [line for line in done.stderr.splitlines() if "catalyst-gateway" in line]
+    ours = [line for line in done.stderr.splitlines() if name in line]
     assert ours == []
     assert done.returncode == 0, done.stderr
 
@@ -838,7 +987,8 @@ def test_its_doors(server: GatewayServer) -> None:
     assert server.socket.is_socket()
     assert mode(server.socket) == 0o660
     assert mode(server.socket.parent) == 0o750
-    assert [one.name for one in server.socket.parent.iterdir()] == ["gateway.sock"]
+    doors = {one.name for one in server.socket.parent.iterdir()}
+    assert doors == {"gateway.sock", "ssh-sessions"}
     with socket.create_connection(("127.0.0.1", server.port), 5):
         pass
     assert server.stop() == 0

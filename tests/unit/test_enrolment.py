@@ -8,6 +8,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given
 from hypothesis import strategies as st
 
+from keys import sshkey
 from keys.enrolment import CLIENT, ROLES, SIZE, EnrolmentAnswer, EnrolmentRequest
 from keys.keyring import base64url, thumbprint, to_jwk
 
@@ -286,3 +287,49 @@ def test_client_names_that_are_fine(client: str) -> None:
 def test_a_role_that_is_not_known(role: str) -> None:
     with pytest.raises(ValueError, match="no role"):
         EnrolmentAnswer.read(text(json.loads(ANSWER.to_text()) | {"role": role}))
+
+
+# The SSH key of a request.
+
+SSH = Ed25519PrivateKey.from_private_bytes(b"2" * 32)
+LINE = sshkey.public_line(SSH.public_key())
+PROOF = sshkey.prove(SSH, "", "", ANSWER.kid)
+WITH_SSH = replace(REQUEST, ssh_key=LINE, ssh_proof=PROOF)
+
+
+def test_a_request_with_an_ssh_key() -> None:
+    assert EnrolmentRequest.read(WITH_SSH.to_text().encode()) == WITH_SSH
+    told = json.loads(WITH_SSH.to_text())
+    assert (told["ssh_key"], told["ssh_proof"]) == (LINE, PROOF)
+    assert base64url(SSH.private_bytes_raw()) not in WITH_SSH.to_text()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"ssh_key": None},
+        {"ssh_key": ""},
+        {"ssh_key": f"{LINE} comment"},
+        {"ssh_key": f'command="sh" {LINE}'},
+        {"ssh_key": sshkey.public_line(KEY.public_key())},
+        {"ssh_proof": None},
+        {"ssh_proof": ""},
+        {"ssh_proof": f"{PROOF}="},
+        {"ssh_proof": sshkey.prove(KEY, "", "", ANSWER.kid)},
+        {"ssh_proof": sshkey.prove(SSH, "", "", base64url(bytes(32)))},
+        {"ssh_proof": sshkey.prove(SSH, "", "laptop", ANSWER.kid)},
+        {"ssh_proof": sshkey.prove(SSH, ANSWER.audience, "", ANSWER.kid)},
+        {"ssh_proof": base64url(SSH.sign(ANSWER.kid.encode()))},
+    ],
+)
+def test_an_ssh_key_that_is_not_proved(change: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"ssh_key|ssh_proof|ssh key"):
+        EnrolmentRequest.read(text(json.loads(WITH_SSH.to_text()) | change))
+
+
+@pytest.mark.parametrize("name", ["ssh_key", "ssh_proof"])
+def test_an_ssh_key_and_its_proof_come_together(name: str) -> None:
+    members = json.loads(WITH_SSH.to_text())
+    del members[name]
+    with pytest.raises(ValueError, match="has these members"):
+        EnrolmentRequest.read(text(members))

@@ -27,11 +27,12 @@ REGISTRY = Registry((LAPTOP, DESK))
 
 def record(**changes: Any) -> dict[str, Any]:
     key = {"jwk": to_jwk(PUBLIC[0]), "certificates": [PRINT], "revoked": False}
-    return {"name": "laptop", "role": "operator", "revoked": False, "keys": [key]} | changes
+    one = {"name": "laptop", "role": "operator", "revoked": False, "keys": [key], "ssh_keys": []}
+    return one | changes
 
 
 def text(*clients: Any, **changes: Any) -> bytes:
-    return json.dumps({"version": 1, "clients": list(clients)} | changes).encode()
+    return json.dumps({"version": 1, "generation": 0, "clients": list(clients)} | changes).encode()
 
 
 def with_key(**changes: Any) -> dict[str, Any]:

@@ -224,7 +224,12 @@ def test_a_good_token(forger: Forger, bound: str | None) -> None:
     token = forger.token(NOW, claims={"jti": base64url(JTI)})
     at = int(NOW)
     assert verifier().verify(token, NOW) == Claims(
-        forger.kid, "laptop", at, at + 60, base64url(JTI), bound
+        client="laptop",
+        issued=at,
+        expires=at + 60,
+        jti=base64url(JTI),
+        kid=forger.kid,
+        bound=bound,
     )
 
 
