@@ -134,7 +134,7 @@ def judge_message(
         return Wish(method, name, caller, urgent=name in service.urgent)
     if method not in _METHODS[role]:
         raise DeniedError("method_denied", caller=caller)
-    return Wish(method, caller=caller)
+    return Wish(method, caller=caller, standing=method == "subscriptions/listen")
 
 
 def check_head(fields: Fields) -> None:

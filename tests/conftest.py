@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import itertools
 import os
+import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,9 @@ from tests.droplet import Sshd, Target, find_sshd
 from tests.faults import Relay
 from tunnel.settings import Address, ForwardRule, Settings, Ssh
 from tunnel.up import Tunnel
+
+# A shell starts what runs in its background with SIGINT ignored, and so would ours be.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -97,7 +97,7 @@ def up(config: Path | None, road: str, log_format: str, verbose: bool) -> None:
 
         view = TerminalView(Console(stderr=True, highlight=False))
         handler, beside = view, view.show
-    log.configure(handler, "json" if log_format == "json" else "text", verbose=verbose)
+    log.configure([handler], "json" if log_format == "json" else "text", verbose=verbose)
 
     from .control import ControlError
     from .sockets import PortTakenError
@@ -405,6 +405,23 @@ class _ClaudeGroup(click.Group):
 @cli.group(cls=_ClaudeGroup)
 def claude() -> None:
     """Let Claude Desktop and other MCP clients start the bridge."""
+
+
+@cli.command(
+    epilog="\b\nExample, by hand:\n"
+    """  echo '{"jsonrpc":"2.0","id":1,"method":"tools/list"}' | catalyst-tunnel stdio\n"""
+)
+@_config_option
+@click.option("-v", "--verbose", is_flag=True, help="Log more.")
+def stdio(config: Path | None, verbose: bool) -> None:
+    """Be an MCP server on stdin and stdout: what Claude Desktop launches.
+
+    Requests go through the tunnel that runs, or by paths of its own while none does. The log is
+    in logs/ beside the settings, and on stderr.
+    """
+    from .bridge.run import run
+
+    run(_file(config), verbose=verbose)
 
 
 @cli.command(epilog="\b\nExamples:\n  catalyst-tunnel demo\n  catalyst-tunnel demo --port 5050")

@@ -256,7 +256,7 @@ class Exchange:
     async def _relay(self, service: HttpConnection, answer: h11.Response) -> None:
         streams = header(answer.headers, b"content-type").startswith(b"text/event-stream")
         message = self._request.message
-        self.standing = streams and message is None
+        self.standing = streams and (message is None or message.name == mcp.LISTEN)
         if streams:
             self._tail = StreamTail(message.ids if message else ())
         self.status = answer.status_code

@@ -1,7 +1,8 @@
-"""The local HTTP address: it belongs to the process, not to a connection, and never goes away.
+"""Serving local clients, whatever the paths do: it belongs to the process, not to a connection.
 
 Each local connection is served by one task: read a request, check who sends it, hand it to an
-`Exchange`, and answer in words where that fails.
+`Exchange`, and answer in words where that fails. Connections come from `sockets.Listening`, or
+from this very process (`bridge.endpoint`).
 """
 
 import asyncio
@@ -19,7 +20,6 @@ from .http import ConnectionGoneError, HttpConnection
 from .problems import Problem, ProblemError
 from .request import Request, read_request
 from .settings import Settings
-from .sockets import Listening
 
 HEAD_PAUSE = 30.0  # seconds that a client may take for a request's head once it has begun
 IDLE = 3600.0  # seconds that a kept connection may stay silent
@@ -53,9 +53,9 @@ class Listener:
         self._stopping = False
         self.hold = Hold(settings.hold)
         self.counters = Counters()
-        self.listening = Listening(settings.listen, self._accept)
 
-    def _accept(self) -> HttpConnection:
+    def accept(self) -> HttpConnection:
+        """Return the protocol for one more local connection, and serve it."""
         connection = _Client()
         task = asyncio.ensure_future(self._serve(connection))
         connection.task = task
@@ -63,16 +63,15 @@ class Listener:
         task.add_done_callback(self._tasks.pop)
         return connection
 
-    async def stop(self) -> None:
-        """Stop accepting, let running requests finish for `GRACE` seconds, then cut the rest."""
+    async def stop(self, grace: float = GRACE) -> None:
+        """Take nothing new, let running requests finish for `grace` seconds, then cut the rest."""
         self._stopping = True
-        self.listening.close()
         for task, client in self._tasks.items():
             exchange = client.exchange
             if exchange is None or exchange.standing or exchange.waiting:
                 task.cancel()
         if self._tasks:
-            await asyncio.wait(self._tasks, timeout=GRACE)
+            await asyncio.wait(self._tasks, timeout=grace)
         for task in self._tasks:
             task.cancel()
         if self._tasks:

@@ -3,6 +3,7 @@
 import json
 import logging
 import time
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from .problems import Problem
@@ -61,9 +62,10 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line, default=str)
 
 
-def configure(handler: logging.Handler, style: Format, *, verbose: bool) -> None:
-    """Send our events to `handler`, and of the libraries' only what is an error."""
-    handler.setFormatter(JsonFormatter() if style == "json" else TextFormatter())
-    logging.basicConfig(handlers=[handler], level=logging.ERROR, force=True)
+def configure(handlers: Sequence[logging.Handler], style: Format, *, verbose: bool) -> None:
+    """Send our events to `handlers`, and of the libraries' only what is an error."""
+    for handler in handlers:
+        handler.setFormatter(JsonFormatter() if style == "json" else TextFormatter())
+    logging.basicConfig(handlers=handlers, level=logging.ERROR, force=True)
     logging.getLogger("tunnel").setLevel(logging.DEBUG if verbose else logging.INFO)
     logging.getLogger("asyncssh").setLevel(logging.CRITICAL)  # its causes are in our events

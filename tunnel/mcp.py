@@ -12,6 +12,8 @@ from keys import strictjson
 
 from .problems import Problem
 
+LISTEN = "subscriptions/listen"  # its answer is a stream that may stay open for ever
+
 # Methods whose second execution changes nothing. A method that is not named here may change
 # state, as far as a tunnel can know, and is never sent twice.
 READS = frozenset(
@@ -28,6 +30,7 @@ READS = frozenset(
         "resources/templates/list",
         "resources/unsubscribe",
         "server/discover",
+        LISTEN,
         "tasks/get",
         "tasks/list",
         "tasks/result",
@@ -41,6 +44,11 @@ READS = frozenset(
 SAFE_METHODS = frozenset({b"GET", b"HEAD", b"OPTIONS", b"TRACE"})  # RFC 9110 section 9.2.1
 
 Id = str | int | float
+
+
+def is_read(method: object) -> bool:
+    """Return whether a second execution of `method` changes nothing."""
+    return isinstance(method, str) and method in READS
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +86,7 @@ def parse(body: bytes) -> Message | None:
     )
     return Message(
         ids=ids,
-        read=all(method in READS for method in methods if isinstance(method, str))
-        and all(isinstance(method, str) for method in methods),
+        read=all(is_read(method) for method in methods),
         batch=batch,
         name=_name(methods[0]),
     )

@@ -92,6 +92,9 @@ CATALOGUE: dict[str, Entry] = {
         "Check [https] url (or [ssh] target and gateway): a gateway must be behind it, and "
         "nothing in between may answer for it.",
     ),
+    # The stdio bridge: answers to its client.
+    "settings_faulty": Entry(503, -32013, f"Mend the settings, then call again. {_NOT_SENT}"),
+    "session_lost": Entry(502, -32012, f"The service may be restarting. {_NOT_SENT}"),
     # The listener: answers to requests.
     "hold_expired": Entry(503, -32013, f"No path came up in time. {_NOT_SENT}"),
     "hold_full": Entry(503, -32013, f"Too much is waiting already. {_NOT_SENT}"),

@@ -20,7 +20,7 @@ from .lifecycle import State
 from .listener import Listener
 from .roads import make_paths
 from .settings import Settings
-from .sockets import allow_many_files
+from .sockets import Listening, allow_many_files
 from .status import ForwardFacts, PathFacts, Snapshot, told
 
 _log = logging.getLogger(__name__)
@@ -44,6 +44,7 @@ class Tunnel:
         self._stop = asyncio.Event()
         self._paths = Paths(make_paths(settings, uniform))
         self._listener = Listener(settings, self._paths)
+        self._listening = Listening(settings.listen, self._listener.accept)
         self._forwards: list[Forward] = []
         try:
             for rule in settings.forwards:
@@ -52,11 +53,13 @@ class Tunnel:
                 link.on_lost.append(forward.abandon)
                 self._forwards.append(forward)
         except BaseException:
-            self._listener.listening.close()
+            self._listening.close()
             for forward in self._forwards:
                 forward.listening.close()
             raise
-        self._control = ControlServer(home, {"status": self._status, "down": self._down})
+        self._control = ControlServer(
+            home, {"who": self._who, "status": self._status, "down": self._down}
+        )
 
     async def run(self, on_ready: Callable[[], None]) -> None:
         """Serve until told to stop; `on_ready` is called once the addresses accept.
@@ -65,7 +68,7 @@ class Tunnel:
             control.ControlError: another tunnel runs on this home.
             OSError: the control file cannot be written.
         """
-        listenings = [self._listener.listening, *(one.listening for one in self._forwards)]
+        listenings = [self._listening, *(one.listening for one in self._forwards)]
         try:
             await self._control.start()
         except BaseException:
@@ -87,6 +90,7 @@ class Tunnel:
         finally:
             stopping.cancel()
             _log.info("stopping", extra={"running": self._listener.counters.running})
+            self._listening.close()
             await self._listener.stop()
             for forward in self._forwards:
                 forward.stop()
@@ -129,7 +133,7 @@ class Tunnel:
             version=__version__,
             pid=os.getpid(),
             started=self._started,
-            listen=listener.listening.addresses,
+            listen=self._listening.addresses,
             target=self._settings.service,
             paths=[
                 PathFacts(
@@ -169,6 +173,9 @@ class Tunnel:
         await asyncio.gather(*(path.probe() for path in self._paths.all))
         self._paths.pick()
         return self.snapshot().to_json()
+
+    async def _who(self) -> dict[str, Any]:
+        return {"pid": os.getpid(), "listen": self._listening.addresses}
 
     async def _down(self) -> dict[str, Any]:
         asyncio.get_running_loop().call_soon(self._stop.set)

@@ -108,7 +108,7 @@ def lines(stream: io.StringIO) -> list[str]:
 
 
 def test_our_events_are_told_and_of_the_libraries_only_errors(stream: io.StringIO) -> None:
-    configure(logging.StreamHandler(stream), "text", verbose=False)
+    configure([logging.StreamHandler(stream)], "text", verbose=False)
     for name in ("tunnel.link", "asyncio", "asyncssh", "aiohttp.access"):
         for level in (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR):
             logging.getLogger(name).log(level, name)
@@ -122,7 +122,7 @@ def test_our_events_are_told_and_of_the_libraries_only_errors(stream: io.StringI
 
 
 def test_verbose_tells_our_details_and_nobody_elses(stream: io.StringIO) -> None:
-    configure(logging.StreamHandler(stream), "text", verbose=True)
+    configure([logging.StreamHandler(stream)], "text", verbose=True)
     for name in ("tunnel.link", "asyncio", "asyncssh"):
         logging.getLogger(name).debug(name)
     assert lines(stream) == ["debug tunnel.link"]
@@ -132,7 +132,7 @@ def test_verbose_tells_our_details_and_nobody_elses(stream: io.StringIO) -> None
 def test_a_failed_try_is_no_traceback_unless_it_is_asked_for(
     stream: io.StringIO, verbose: bool
 ) -> None:
-    configure(logging.StreamHandler(stream), "text", verbose=verbose)
+    configure([logging.StreamHandler(stream)], "text", verbose=verbose)
     log = logging.getLogger("tunnel.link")
     try:
         raise ConnectionRefusedError("no")
@@ -144,7 +144,7 @@ def test_a_failed_try_is_no_traceback_unless_it_is_asked_for(
 
 
 def test_a_defect_comes_with_its_traceback(stream: io.StringIO) -> None:
-    configure(logging.StreamHandler(stream), "json", verbose=False)
+    configure([logging.StreamHandler(stream)], "json", verbose=False)
     try:
         raise ZeroDivisionError("oops")
     except ZeroDivisionError:

@@ -224,7 +224,7 @@ def test_compressed_bodies(value: str) -> None:
 
 READS = [
     *("initialize", "ping", "tools/list", "resources/list", "resources/templates/list"),
-    *("prompts/list", "logging/setLevel", "server/discover", "subscriptions/listen", "tasks/get"),
+    *("prompts/list", "logging/setLevel", "server/discover", "tasks/get"),
     *("notifications/initialized", "notifications/cancelled", "completion/complete"),
 ]
 
@@ -233,6 +233,12 @@ READS = [
 @pytest.mark.parametrize("method", READS)
 def test_reads_are_for_everybody(role: Role, method: str) -> None:
     assert judge(body(id="a", method=method), role) == Wish(method, caller="a")
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_a_subscription_is_a_stream_that_stands(role: Role) -> None:
+    wish = judge(body(id="a", method="subscriptions/listen"), role)
+    assert wish == Wish("subscriptions/listen", caller="a", standing=True)
 
 
 @pytest.mark.parametrize("role", ROLES)

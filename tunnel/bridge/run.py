@@ -1,0 +1,79 @@
+"""`stdio`: a bridge as a process, from its descriptors to its last line."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+from logging.handlers import RotatingFileHandler
+from pathlib import Path
+
+from keys.files import make_private_directory
+
+from .. import log
+from .bridge import Bridge
+from .endpoint import Endpoints
+from .memory import Memory
+from .service import Service
+from .stdio import Stdio, take_over
+
+FLUSH = 0.2  # seconds for the client to read what was sent last
+FAREWELL = 0.3  # seconds for paths of our own to end
+LOG_SIZE = 1 << 20  # bytes
+LOGS = 3  # older files that are kept
+
+
+def run(file: Path, *, verbose: bool) -> None:
+    """Serve one client on stdin and stdout until stdin ends.
+
+    Args:
+        file: the settings; memory and logs are beside it.
+        verbose: whether every event is logged.
+
+    Raises:
+        OSError: there is no stdin or no stdout.
+    """
+    source, sink = take_over()
+    _configure_log(file.parent / "logs", verbose=verbose)
+    asyncio.run(_serve(file, source, sink))
+    logging.shutdown()
+    os._exit(0)  # whatever a thread is still waiting for
+
+
+async def _serve(file: Path, source: int, sink: int) -> None:
+    stdio = Stdio(source, sink)
+    endpoints = Endpoints(file)
+    memory = Memory(file.parent / "cache" / "service.json")
+    bridge = Bridge(stdio, Service(endpoints), memory)
+    watching = asyncio.ensure_future(endpoints.watch())
+    serving = asyncio.ensure_future(bridge.run())
+    if sys.platform != "win32":  # there, Ctrl-C raises KeyboardInterrupt in asyncio.run
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, serving.cancel)
+    try:
+        await asyncio.wait({serving})
+    finally:
+        watching.cancel()
+        await endpoints.close(FAREWELL)
+        await stdio.close(FLUSH)
+    if not serving.cancelled():
+        serving.result()
+
+
+def _configure_log(directory: Path, *, verbose: bool) -> None:
+    """Log to stderr, which clients show, and to a file that outlives them."""
+    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
+    with contextlib.suppress(OSError):  # a full or read-only disk does not keep a client waiting
+        make_private_directory(directory)
+        path = directory / "stdio.log"
+        handlers.append(RotatingFileHandler(path, maxBytes=LOG_SIZE, backupCount=LOGS))
+    log.configure(handlers, "text", verbose=verbose)
+    for handler in handlers:
+        handler.addFilter(_with_pid)
+
+
+def _with_pid(record: logging.LogRecord) -> bool:
+    """Tell the copies that write to one file apart."""
+    record.pid = os.getpid()
+    return True

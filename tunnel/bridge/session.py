@@ -1,0 +1,179 @@
+"""A session with a service of before 2026-07-28: begun once, and again when the service forgot it.
+
+The bridge begins it by itself, with what the client said of itself, so that a service that was
+restarted costs the client nothing. A request that met the end of a session was not taken by the
+service, so it may be sent again, whatever it does.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from ..http import Headers
+from ..mcp import is_read
+from ..problems import Problem
+from .message import Json, Message, notification, request, told
+from .service import OnMessage, Post, Service, SessionGoneError, UnansweredError
+
+RETRY = (1.0, 10.0)  # seconds before the session's stream is asked for again: at first, at most
+FAREWELL = 0.4  # seconds for the service to hear that it is over
+
+_log = logging.getLogger(__name__)
+_numbers = itertools.count(1)
+
+
+class RefusedError(Exception):
+    """The service would not begin a session; it said why."""
+
+    def __init__(self, answer: Message) -> None:
+        self.answer = answer
+        super().__init__(str((answer.error or {}).get("message")))
+
+
+class Session:
+    """One client's session.
+
+    Args:
+        service: whom it is with.
+        introduction: the params of the client's `initialize`.
+        on_message: takes what the service sends by itself.
+        on_begun: called when it was begun again.
+    """
+
+    def __init__(
+        self,
+        service: Service,
+        introduction: Json,
+        on_message: OnMessage,
+        on_begun: Callable[[], None],
+    ) -> None:
+        self._service = service
+        self._introduction = introduction
+        self._on_message = on_message
+        self._on_begun = on_begun
+        self._beginning: asyncio.Task[Json] | None = None
+        self._begun = 0
+        self._headers: Headers | None = None
+        self._listening: asyncio.Task[None] | None = None
+
+    async def initialize(self) -> Json:
+        """Return the result of `initialize`; the session is begun if it was not.
+
+        Raises:
+            RefusedError: the service has no sessions, or none for this client.
+            UnansweredError: it cannot be asked.
+        """
+        if self._beginning is None or (self._beginning.done() and not self._good()):
+            self._beginning = asyncio.ensure_future(self._begin())
+            self._beginning.add_done_callback(retrieve)
+        return await asyncio.shield(self._beginning)  # others may wait for it too
+
+    def _good(self) -> bool:
+        task = self._beginning
+        if task is None or not task.done() or task.cancelled():
+            return False
+        return task.exception() is None and self._headers is not None
+
+    async def _begin(self) -> Json:
+        hello = request(f"catalyst-{next(_numbers)}", "initialize", self._introduction)
+        headers: Headers = []
+        answer = await self._service.ask(
+            Post(hello, [], repeatable=True), self._on_message, headers
+        )
+        result = answer.result
+        if result is None:
+            raise RefusedError(answer)
+        session = [
+            (b"Mcp-Session-Id", value) for name, value in headers if name == b"mcp-session-id"
+        ]
+        version = str(result.get("protocolVersion", ""))
+        self._headers = [
+            *session[:1],
+            (b"MCP-Protocol-Version", version.encode("latin-1", "replace")),
+        ]
+        await self._post(notification("notifications/initialized"), self._on_message)
+        if session:
+            self._listening = asyncio.ensure_future(self._listen(self._headers))
+        self._begun += 1
+        _log.info("session", extra={"version": version, "begun": self._begun})
+        if self._begun > 1:
+            self._on_begun()
+        return result
+
+    async def ask(self, message: Message, on_message: OnMessage) -> Message:
+        """Return the response to a request, as `Service.ask` does.
+
+        Raises:
+            RefusedError: see `initialize`.
+            UnansweredError: see `Service.ask`; or it forgets its sessions at once.
+        """
+        for _ in range(2):
+            await self.initialize()
+            headers = self._headers
+            try:
+                return await self._post(message, on_message)
+            except SessionGoneError:
+                self._forget(headers)
+        problem = Problem("session_lost", "The service forgets its sessions at once.")
+        raise UnansweredError(told(message.id, problem))
+
+    async def tell(self, message: Message) -> None:
+        """Send what needs no answer: a notification, or a response to what the service asked.
+
+        Raises:
+            UnansweredError: it cannot be sent.
+        """
+        if self._headers is not None:
+            try:
+                await self._post(message, self._on_message)
+            except SessionGoneError:  # whoever waited for it is gone as well
+                _log.info("session gone", extra={"what": message.method or "response"})
+
+    async def _post(self, message: Message, on_message: OnMessage) -> Message:
+        headers = self._headers or []
+        in_session = bool(headers) and headers[0][0] == b"Mcp-Session-Id"
+        post = Post(message, headers, is_read(message.method), in_session)
+        return await self._service.ask(post, on_message)
+
+    def _forget(self, headers: Headers | None) -> None:
+        """Take note that the session with these headers is over; it may be another one by now."""
+        if self._headers is headers:
+            self._headers = None
+            if self._listening is not None:
+                self._listening.cancel()
+
+    async def _listen(self, headers: Headers) -> None:
+        """Keep the session's own stream open, and hand over what comes on it."""
+        first, most = RETRY
+        pause = first
+        last = ""
+        loop = asyncio.get_running_loop()
+        while True:
+            began = loop.time()
+            resume = [(b"Last-Event-ID", last.encode())] if last else []
+            status, event, retry = await self._service.stream([*headers, *resume], self._on_message)
+            if status in (404, 405):  # no session any longer (the next request sees), or no stream
+                return
+            last = event or last
+            pause = first if loop.time() - began > most else min(pause * 2, most)
+            await asyncio.sleep(pause if retry is None else min(retry, most))
+
+    async def close(self) -> None:
+        """End the session, at both ends if the service still hears us."""
+        for task in (self._listening, self._beginning):
+            if task is not None:
+                task.cancel()
+        headers, self._headers = self._headers, None
+        if headers and headers[0][0] == b"Mcp-Session-Id":
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(FAREWELL):
+                    await self._service.end_session(headers)
+
+
+def retrieve(task: asyncio.Task[Any]) -> None:
+    """Take a task's exception, whether or not anybody still waits for it."""
+    if not task.cancelled():
+        task.exception()
