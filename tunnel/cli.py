@@ -471,6 +471,7 @@ def main() -> None:
     code = 130
     try:
         cli(prog_name="catalyst-tunnel", standalone_mode=False)
+        sys.stdout.flush()
         return
     except click.ClickException as exc:
         exc.show()

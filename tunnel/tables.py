@@ -42,7 +42,7 @@ def tool(one: Json) -> RenderableType:
     parts = [Text(line(one.get("name")), style="bold")]
     for heading, text in page(one):
         shown = Text(text) if heading != "Marks" else _marks(one)
-        parts.append(Text(f"\n{heading}\n", style="dim") + shown if heading else shown)
+        parts.append(Text.assemble("\n", (heading, "dim"), "\n", shown) if heading else shown)
     return Group(*parts)
 
 

@@ -148,7 +148,10 @@ class Conversation:
                 return answer
             if wishes := eras.wanted(answer):
                 methods = ", ".join(sorted({str(wish.get("method")) for _, wish in wishes}))
-                words = f"The tool asks its caller back ({methods}), which a command cannot answer."
+                words = (
+                    f"The tool asks its caller back ({methods}), which a command cannot answer. It "
+                    "was cancelled, perhaps half done."
+                )
                 raise NoAnswerError({"message": words}, EXIT_UNKNOWN)
             await asyncio.sleep(PAUSE)
             message = eras.again(message, answer, {})
