@@ -86,7 +86,8 @@ def check(arguments: Json, schema: Json) -> None:
     known = properties(schema)
     required = schema.get("required")
     faults = []
-    if known and not schema.get("additionalProperties") and not schema.get("patternProperties"):
+    others = schema.get("additionalProperties", not known)  # where it names some, those are all
+    if others is False and not schema.get("patternProperties"):
         faults += [
             f"{name}: there is no such argument. {instead(name, known)}"
             for name in arguments
@@ -127,6 +128,8 @@ def _unfit(arguments: Json, schema: Json) -> list[str]:
 def instead(name: str, known: Iterable[str]) -> str:
     """Return in words what may have been meant by a name that is not known."""
     known = list(known)
+    if not known:
+        return "There are none."
     near = difflib.get_close_matches(name, known, 1)
     return f"Is {near[0]} meant?" if near else f"There are: {', '.join(known)}."
 
