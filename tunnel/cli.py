@@ -410,11 +410,6 @@ def accept(config: Path | None, answer: Any) -> None:
     )
 
 
-@cli.group(cls=_Group, module="cli_claude")
-def claude() -> None:
-    """Let Claude Desktop and other MCP clients start the bridge."""
-
-
 @cli.command(
     epilog="\b\nExample, by hand:\n"
     """  echo '{"jsonrpc":"2.0","id":1,"method":"tools/list"}' | catalyst-tunnel stdio\n"""
@@ -430,6 +425,11 @@ def stdio(config: Path | None, verbose: bool) -> None:
     from .bridge.run import run
 
     run(_file(config), verbose=verbose)
+
+
+@cli.group(cls=_Group, module="cli_claude")
+def claude() -> None:
+    """Let Claude Desktop and other MCP clients start the bridge."""
 
 
 @cli.command(epilog="\b\nExamples:\n  catalyst-tunnel demo\n  catalyst-tunnel demo --port 5050")
