@@ -9,7 +9,6 @@ import zipfile
 from pathlib import Path
 
 import pytest
-
 from mcp import Client, MCPError, StdioServerParameters
 from mcp.client.stdio import stdio_client
 
