@@ -6,6 +6,7 @@ import binascii
 import contextlib
 import io
 import json
+import logging
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
@@ -18,7 +19,7 @@ from click.shell_completion import CompletionItem
 from .cli import EXIT_CODES, _config_option, _file, fail
 
 if TYPE_CHECKING:
-    from .terminal import Conversation, NoAnswerError, OnProgress, Reasons
+    from .terminal import Conversation, NoAnswerError, OnProgress
 
 PATIENCE = 1.0  # seconds after which it is said what is being waited for
 STDIN = 64 << 20  # bytes of arguments
@@ -166,12 +167,14 @@ def resources(config: Path | None, as_json: bool, verbose: bool) -> None:
 @_options
 def read(uri: str, output: Path | None, config: Path | None, as_json: bool, verbose: bool) -> None:
     """Print a resource as it is; what is not text goes to a file or a pipe only."""
+    if as_json and output is not None:
+        fail("--json prints; -o FILE writes the resource itself. Choose one.", 2)
     result = _ask(config, as_json, verbose, lambda talk: talk.ask("resources/read", {"uri": uri}))
-    contents = result.get("contents")
-    pieces = [_piece(one) for one in contents if isinstance(one, dict)] if contents else []
     if as_json:
         _write_json(result)
-    elif output is not None:
+        return
+    pieces = [_piece(one) for one in result.get("contents") or () if isinstance(one, dict)]
+    if output is not None:
         whole = b"".join(one if isinstance(one, bytes) else one.encode() for one in pieces)
         try:
             output.write_bytes(whole)
@@ -231,7 +234,10 @@ def call(
         wanted = schema(one)
         given = whole if whole is not None else from_words(arguments, wanted)
         check(given, wanted)
-        async with waiting(f"{tool} was called; waiting for its answer. Ctrl-C cancels it."):
+        patience = waiting(f"{tool} was called; waiting for its answer. Ctrl-C cancels it.")
+        if sys.stderr.isatty():  # where a bar says it
+            patience = contextlib.nullcontext()
+        async with patience:
             with _meter(tool) as on_progress:
                 sent = True
                 return await talk.call(tool, given, on_progress)
@@ -382,12 +388,11 @@ def _converse(
 ) -> T:
     """Have a conversation with the service; the command ends where it says no or nothing."""
     from . import log
-    from .terminal import NoAnswerError, Reasons, conversation
+    from .terminal import NoAnswerError, conversation
 
     file = _file(config)
-    reasons = Reasons()
-    handlers = [reasons, *([_stderr_handler()] if verbose else [])]
-    log.configure(handlers, "text", verbose=verbose)
+    handler = logging.StreamHandler(sys.stderr) if verbose else logging.NullHandler()
+    log.configure([handler], "text", verbose=verbose)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(
@@ -396,18 +401,12 @@ def _converse(
 
     async def talk() -> T:
         async with conversation(file) as speaking:
-            return await work(speaking, lambda words: _patience(words, file, reasons))
+            return await work(speaking, lambda words: _patience(words, speaking))
 
     try:
         return asyncio.run(talk())
     except NoAnswerError as exc:
         _refused(exc, as_json)
-
-
-def _stderr_handler() -> Any:
-    import logging
-
-    return logging.StreamHandler(sys.stderr)
 
 
 def _refused(exc: "NoAnswerError", as_json: bool) -> NoReturn:
@@ -419,20 +418,19 @@ def _refused(exc: "NoAnswerError", as_json: bool) -> NoReturn:
 
 
 @contextlib.asynccontextmanager
-async def _patience(words: str, file: Path, reasons: "Reasons") -> AsyncIterator[None]:
+async def _patience(words: str, talk: "Conversation") -> AsyncIterator[None]:
     """Say what is being done where it takes longer than a second, and what is in its way."""
-    from .terminal import obstacle
 
     async def tell() -> None:
         await asyncio.sleep(PATIENCE)
         _say(words)
-        before = None
+        why, told = await talk.tunnel_obstacle() or talk.obstacle, None
         while True:
-            why = await obstacle(file, reasons)
-            if why is not None and why != before:
+            if why is not None and why != told:
                 _say(f"No path is up yet. {why}")
-            before = why
+                told = why
             await asyncio.sleep(PATIENCE)
+            why = talk.obstacle
 
     telling = asyncio.ensure_future(tell())
     try:

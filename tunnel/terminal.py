@@ -6,10 +6,8 @@ Whatever holds of the tunnel holds here: a call is made once and never again by 
 
 import asyncio
 import contextlib
-import logging
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any
 
 from . import __version__
 from .bridge import eras
@@ -69,6 +67,7 @@ class Conversation:
     """
 
     def __init__(self, file: Path) -> None:
+        self._home = file.parent
         self._endpoints = Endpoints(file)
         self._memory = Memory(memory_file(file.parent))
         self._client = Client(self._came)
@@ -169,6 +168,29 @@ class Conversation:
                 words if isinstance(words, str) else "",
             )
 
+    @property
+    def obstacle(self) -> str | None:
+        """Why no path of our own is up, in words; None where one is, or nothing is known."""
+        problem = self._endpoints.obstacle
+        return None if problem is None else str(problem)
+
+    async def tunnel_obstacle(self) -> str | None:
+        """Return why the tunnel that runs has no path up, in words; None where it has, or is none.
+
+        It tries what had failed when it is asked, so ask it once and not in a loop: a server that
+        is tried too often shuts its door.
+        """
+        from .control import ControlError, NotRunningError, ask
+        from .status import Snapshot
+
+        try:
+            snapshot = Snapshot.from_json(await ask(self._home, "status"))
+        except (NotRunningError, ControlError, TypeError, KeyError):
+            return None
+        told = [path.problem for path in snapshot.paths if path.problem is not None]
+        words = [f"{one['message']} {one['remedy']}" for one in told]
+        return None if snapshot.up else " ".join(words) or None
+
     async def close(self) -> None:
         """End everything that was begun."""
         await self._talk.close()
@@ -203,37 +225,3 @@ def exit_code(error: Json, *, repeatable: bool) -> int:
     if not repeatable and (code in _UNKNOWN or silent):
         return EXIT_UNKNOWN
     return EXIT_REFUSED
-
-
-async def obstacle(file: Path, reasons: "Reasons") -> str | None:
-    """Return in words why no path is up: of the tunnel that runs, else of our own; None if one is.
-
-    Args:
-        file: the settings.
-        reasons: what the log said.
-    """
-    from .control import ControlError, NotRunningError, ask
-    from .status import Snapshot
-
-    try:
-        snapshot = Snapshot.from_json(await ask(file.parent, "status"))
-    except (NotRunningError, ControlError, TypeError, KeyError):
-        return reasons.last
-    if snapshot.up:
-        return None
-    told = [path.problem for path in snapshot.paths if path.problem is not None]
-    return " ".join(f"{one['message']} {one['remedy']}" for one in told) or None
-
-
-class Reasons(logging.Handler):
-    """Keeps the last problem that the log told."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.last: str | None = None
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Take note."""
-        problem: Any = getattr(record, "problem", None)
-        if problem is not None:
-            self.last = str(problem)

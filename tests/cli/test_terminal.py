@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import pty
 import re
 import signal
 import subprocess
@@ -22,6 +21,11 @@ from tests.droplet import Sshd
 from tests.mcpservice import BINARY, STEERING, Odd
 
 MODULE = [sys.executable, "-m", "tunnel"]
+_CONTROLLING = [  # stdin becomes the terminal whose Ctrl-C is heard
+    *(sys.executable, "-c"),
+    "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
+    "os.execv(sys.executable, [sys.executable, '-m', 'tunnel', *sys.argv[1:]])",
+]
 SLOW = ("run_backtest", "steps=600", "seconds_per_step=0.5")
 TOOLS = {
     *("start_trading_cycle", "stop_trading", "get_cycle", "run_backtest"),
@@ -64,14 +68,29 @@ class Laptop:
             text=True,
         )
 
-    def sees(self, *arguments: str) -> tuple[int, str]:
-        """Run a command in a pseudo terminal; return its exit code and all that it showed."""
+    def sees(
+        self, *arguments: str, keys: tuple[bytes, Callable[[], bool]] | None = None
+    ) -> tuple[int, str]:
+        """Run a command in a pseudo terminal; return its exit code and all that it showed.
+
+        `keys` are typed once the condition with them holds.
+        """
+        pty = pytest.importorskip("pty", reason="no pseudo terminals here")
         master, slave = pty.openpty()
         env = {**os.environ, "CATALYST_HOME": str(self.home), "TERM": "xterm", "COLUMNS": "120"}
         process = subprocess.Popen(
-            [*MODULE, *arguments], cwd=ROOT, env=env, stdin=slave, stdout=slave, stderr=slave
+            [*_CONTROLLING, *arguments],
+            cwd=ROOT,
+            env=env,
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            start_new_session=True,
         )
         os.close(slave)
+        if keys is not None:
+            until(keys[1])
+            os.write(master, keys[0])
         seen = b""
         with contextlib.suppress(OSError):  # how the end of a terminal shows
             while piece := os.read(master, 65536):
@@ -252,6 +271,22 @@ def test_no_path_is_up(laptop: Laptop) -> None:
     assert "it is safe to call again" in done.stderr
 
 
+def test_the_tunnel_that_runs_has_no_path_up(laptop: Laptop) -> None:
+    laptop.sshd.authorize()
+    with Up(laptop.home) as up:
+        up.until(lambda: "auth_denied" in up.said())
+        process = laptop.begin("call", "stop_trading", "reason=emergency")
+        try:
+            assert process.stderr is not None
+            said = [process.stderr.readline() for _ in range(2)]
+            process.send_signal(signal.SIGINT)
+            process.communicate(timeout=DEADLINE)
+        finally:
+            process.kill()
+        assert "Asking the service for its tools..." in said[0]
+        assert "authorized_keys" in said[1]
+
+
 def test_the_link_is_cut_in_the_middle_of_a_call(laptop: Laptop, service: Odd, road: str) -> None:
     process = laptop.begin("call", *SLOW)
     try:
@@ -345,6 +380,19 @@ def test_a_terminal_gets_tables_and_nothing_that_steers_it(laptop: Laptop, moder
         assert code == 0
         assert "session 1 of 2" in seen
         assert re.search(r"profit_cents\S*\s+274", seen)
+
+
+def test_ctrl_c_in_a_terminal(laptop: Laptop, modern: Odd) -> None:
+    with Up(laptop.home) as up:
+        up.until(lambda: "link up" in up.said())
+        code, seen = laptop.sees(
+            "call", *SLOW, keys=(b"\x03", lambda: modern.executions("run_backtest") == 1)
+        )
+    assert code == 130
+    assert "was cancelled" in seen
+    assert "Traceback" not in seen
+    assert seen.rindex("\x1b[?25h") > seen.rindex("\x1b[?25l")  # the cursor is back
+    until(lambda: modern.get("/performance")["backtests_cancelled"] == 1)
 
 
 def test_completion_knows_names_without_asking(laptop: Laptop) -> None:

@@ -1,13 +1,13 @@
 """What the exit codes promise, for every code that either half can answer with."""
 
-import logging
+import asyncio
 
 import pytest
 
 from gateway.decision import CATALOGUE as GATEWAY
+from tunnel import cli_terminal
 from tunnel.problems import CATALOGUE as TUNNEL
-from tunnel.problems import Problem
-from tunnel.terminal import Reasons, exit_code
+from tunnel.terminal import exit_code
 
 SAFE = (
     "safe to call again",
@@ -57,9 +57,37 @@ def test_an_error_without_anything() -> None:
     assert exit_code({"data": "text"}, repeatable=False) == 1
 
 
-def test_the_last_reason_is_kept() -> None:
-    reasons = Reasons()
-    for problem in (Problem("dns_failed", "No such name."), None):
-        reasons.handle(logging.makeLogRecord({"msg": "link down", "problem": problem}))
-    assert reasons.last is not None
-    assert reasons.last.startswith("No such name.")
+class Stuck:
+    """A conversation that has no path."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.looked = 0
+        self.enough = asyncio.Event()
+
+    async def tunnel_obstacle(self) -> str | None:
+        self.asked += 1
+        return "The key is not let in."
+
+    @property
+    def obstacle(self) -> str | None:
+        self.looked += 1
+        if self.looked == 5:
+            self.enough.set()
+        return None if self.looked < 3 else "No such name."
+
+
+async def test_a_tunnel_without_a_path_is_asked_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Being asked makes it try again, and sshd shuts out who tries too often."""
+    monkeypatch.setattr(cli_terminal, "PATIENCE", 0.001)
+    stuck = Stuck()
+    async with cli_terminal._patience("Asking...", stuck):  # type: ignore[arg-type]
+        await asyncio.wait_for(stuck.enough.wait(), 10)
+    assert stuck.asked == 1
+    assert capsys.readouterr().err.splitlines() == [
+        "Asking...",
+        "No path is up yet. The key is not let in.",
+        "No path is up yet. No such name.",
+    ]
