@@ -47,7 +47,9 @@ def from_words(words: Sequence[str], schema: Json) -> Json:
     faults = []
     for word in words:
         name, equals, text = word.partition("=")
-        if not equals or not name:
+        if not word.isascii() and word.encode(errors="replace").decode() != word:
+            faults.append(f"{word!r} is not UTF-8.")
+        elif not equals or not name:
             faults.append(f"{word!r} is not NAME=VALUE; quote a value that has spaces.")
         elif name in found:
             faults.append(f"{name}: is given twice.")
@@ -218,7 +220,7 @@ def _value(text: str, types: list[str]) -> Any:
     Raises:
         ValueError: it is none of them.
     """
-    plain = text.encode()  # a UnicodeEncodeError, which is a ValueError, where it is not UTF-8
+    plain = text.encode()
     if types != ["string"]:
         low = plain.lower()
         try:  # PowerShell writes $true as True

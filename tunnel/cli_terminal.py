@@ -1,30 +1,24 @@
 """`tools`, `resources`, `read` and `call`: the service's tools without Claude."""
 
-import asyncio
 import base64
 import binascii
 import contextlib
-import io
-import json
-import logging
 import sys
-import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.shell_completion import CompletionItem
 
 from .cli import EXIT_CODES, _config_option, _file, fail
+from .cli_asking import Waiting, ask, converse, meter, show, write, write_json
 
 if TYPE_CHECKING:
-    from .terminal import Conversation, NoAnswerError, OnProgress
+    from .terminal import Conversation
 
-PATIENCE = 1.0  # seconds after which it is said what is being waited for
 STDIN = 64 << 20  # bytes of arguments
 
-T = TypeVar("T")
 Json = dict[str, Any]
 
 
@@ -55,7 +49,7 @@ def _complete_tool(ctx: click.Context, _: click.Parameter, begun: str) -> list[C
     with ctx.scope(cleanup=False):
         found = _known("tools/list", "tools")
     return [
-        CompletionItem(one["name"], help=summary(one))
+        CompletionItem(str(one.get("name")), help=summary(one))
         for one in found
         if str(one.get("name")).startswith(begun)
     ]
@@ -95,31 +89,31 @@ def tools(tool: str | None, config: Path | None, as_json: bool, verbose: bool) -
     """
     from .shown import line, marks, page, summary, usage
 
-    listed = _ask(config, as_json, verbose, lambda talk: talk.items("tools/list"))
+    listed = ask(config, as_json, verbose, lambda talk: talk.items("tools/list"))
     if tool is not None:
         one = _named(tool, listed)
         if as_json:
-            _write_json(one)
+            write_json(one)
         elif sys.stdout.isatty():
             from . import tables
 
-            _show(tables.tool(one))
+            show(tables.tool(one))
         else:
-            _write(f"{line(one['name'])}\n")
+            write(f"{line(one['name'])}\n")
             for heading, text in page(one):
-                _write(f"\n{heading}\n{text}\n" if heading else f"{text}\n")
+                write(f"\n{heading}\n{text}\n" if heading else f"{text}\n")
     elif as_json:
-        _write_json(listed)
+        write_json(listed)
     elif not listed:
         click.echo("The service has no tools.", err=True)
     elif sys.stdout.isatty():
         from . import tables
 
-        _show(tables.tools(listed))
+        show(tables.tools(listed))
     else:
         for one in listed:
             cells = (line(one.get("name")), usage(one), ", ".join(marks(one)), summary(one))
-            _write("\t".join(cells) + "\n")
+            write("\t".join(cells) + "\n")
 
 
 @click.command(
@@ -137,19 +131,19 @@ def resources(config: Path | None, as_json: bool, verbose: bool) -> None:
     async def both(talk: "Conversation") -> tuple[list[Json], list[Json]]:
         return await talk.items("resources/list"), await talk.items("resources/templates/list")
 
-    listed, templates = _ask(config, as_json, verbose, both)
+    listed, templates = ask(config, as_json, verbose, both)
     if as_json:
-        _write_json({"resources": listed, "resourceTemplates": templates})
+        write_json({"resources": listed, "resourceTemplates": templates})
     elif not listed and not templates:
         click.echo("The service has no resources.", err=True)
     elif sys.stdout.isatty():
         from . import tables
 
-        _show(tables.resources([*listed, *templates]))
+        show(tables.resources([*listed, *templates]))
     else:
         for one in (*listed, *templates):
             uri = line(one.get("uri") or one.get("uriTemplate"))
-            _write("\t".join((uri, line(one.get("mimeType")), summary(one))) + "\n")
+            write("\t".join((uri, line(one.get("mimeType")), summary(one))) + "\n")
 
 
 @click.command(
@@ -169,11 +163,17 @@ def read(uri: str, output: Path | None, config: Path | None, as_json: bool, verb
     """Print a resource as it is; what is not text goes to a file or a pipe only."""
     if as_json and output is not None:
         fail("--json prints; -o FILE writes the resource itself. Choose one.", 2)
-    result = _ask(config, as_json, verbose, lambda talk: talk.ask("resources/read", {"uri": uri}))
+    try:
+        uri.encode()
+    except UnicodeEncodeError:
+        fail("The URI is not UTF-8.", 2)
+    result = ask(config, as_json, verbose, lambda talk: talk.ask("resources/read", {"uri": uri}))
     if as_json:
-        _write_json(result)
+        write_json(result)
         return
-    pieces = [_piece(one) for one in result.get("contents") or () if isinstance(one, dict)]
+    from .shown import members
+
+    pieces = [_piece(one) for one in members(result, "contents")]
     if output is not None:
         whole = b"".join(one if isinstance(one, bytes) else one.encode() for one in pieces)
         try:
@@ -188,9 +188,9 @@ def read(uri: str, output: Path | None, config: Path | None, as_json: bool, verb
                 sys.stdout.flush()
                 sys.stdout.buffer.write(one)
             else:
-                _write(one)
+                write(one)
         if sys.stdout.isatty() and pieces and not str(pieces[-1]).endswith("\n"):
-            _write("\n")
+            write("\n")
 
 
 def _piece(content: Json) -> str | bytes:
@@ -227,7 +227,7 @@ def call(
 
     sent = False
 
-    async def once(talk: "Conversation", waiting: "Waiting") -> Json:
+    async def once(talk: "Conversation", waiting: Waiting) -> Json:
         nonlocal sent
         async with waiting("Asking the service for its tools..."):
             one = _named(tool, await talk.items("tools/list"))
@@ -238,13 +238,13 @@ def call(
         if sys.stderr.isatty():  # where a bar says it
             patience = contextlib.nullcontext()
         async with patience:
-            with _meter(tool) as on_progress:
+            with meter(tool) as on_progress:
                 sent = True
                 return await talk.call(tool, given, on_progress)
 
     try:
         whole = from_text(text) if (text := _as_object(arguments)) is not None else None
-        result = _converse(config, as_json, verbose, once)
+        result = converse(config, as_json, verbose, once)
     except ArgumentsError as exc:
         fail(f"{exc}\nNothing was sent. See: catalyst-tunnel tools {tool}", 2)
     except KeyboardInterrupt:
@@ -255,7 +255,7 @@ def call(
         click.secho(words if sent else "Interrupted: nothing was called.", fg="yellow", err=True)
         raise
     if as_json:
-        _write_json(result)
+        write_json(result)
     if result.get("isError") is True:
         fail(_told(result) or f"{tool} failed and gave no reason.", 1)
     if not as_json:
@@ -284,159 +284,32 @@ def _named(name: str, listed: list[Json]) -> Json:
 
 def _told(result: Json) -> str:
     """Return the text of a result."""
-    from .shown import block, printable
+    from .shown import block, members, printable
 
-    blocks = [block(one) for one in result.get("content") or () if isinstance(one, dict)]
+    blocks = [block(one) for one in members(result, "content")]
     return printable("\n".join(text for text, _ in blocks if text is not None))
 
 
 def _show_result(result: Json) -> None:
     """Print a result: its text as it is; on a terminal what is structured as a table."""
-    from .shown import block, repeats
+    from .shown import block, members, repeats
 
     structured = result.get("structuredContent")
     seated = sys.stdout.isatty()
     shown = False
-    for one in result.get("content") or ():
-        text, instead = block(one) if isinstance(one, dict) else (None, "something odd")
+    for one in members(result, "content"):
+        text, instead = block(one)
         if text is None:
             click.secho(f"There is {instead} too: --json has it.", fg="yellow", err=True)
         elif not (seated and structured is not None and repeats(text, structured)):
-            _write(text if text.endswith("\n") else f"{text}\n")
+            write(text if text.endswith("\n") else f"{text}\n")
             shown = True
     if structured is not None and seated:
         from . import tables
 
-        _show(tables.value(structured))
+        show(tables.value(structured))
     elif structured is not None and not shown:
-        _write_json(structured)
-
-
-# What is printed
-
-
-def _show(renderable: Any) -> None:
-    from rich.console import Console
-
-    Console(highlight=False).print(renderable)
-
-
-def _write(text: str) -> None:
-    """Write to stdout as it is, but nothing that would steer a terminal."""
-    from .shown import printable
-
-    sys.stdout.write(printable(text) if sys.stdout.isatty() else text)
-
-
-def _write_json(content: Any) -> None:
-    sys.stdout.write(json.dumps(content, indent=2) + "\n")
-
-
-def _say(words: str) -> None:
-    from .shown import printable
-
-    click.secho(printable(words), dim=True, err=True)
-
-
-@contextlib.contextmanager
-def _meter(tool: str) -> "Iterator[OnProgress]":
-    """Show how far a call is: by a bar on a terminal, else a line a second at most."""
-    if sys.stderr.isatty():
-        from .tables import Bar
-
-        with Bar(tool) as bar:
-            yield bar
-        return
-    last = 0.0
-
-    def on_progress(done: float, total: float | None, words: str) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if now - last >= PATIENCE or done == total:
-            last = now
-            of = "" if total is None else f" of {total:g}"
-            _say(f"{tool}: {done:g}{of} {words}".rstrip())
-
-    yield on_progress
-
-
-# How it is asked
-
-Waiting = Callable[[str], contextlib.AbstractAsyncContextManager[None]]
-
-
-def _ask(
-    config: Path | None,
-    as_json: bool,
-    verbose: bool,
-    work: "Callable[[Conversation], Coroutine[Any, Any, T]]",
-) -> T:
-    """Return what `work` asked; the command ends where it was not answered."""
-
-    async def whole(talk: "Conversation", waiting: Waiting) -> T:
-        async with waiting("Asking the service..."):
-            return await work(talk)
-
-    return _converse(config, as_json, verbose, whole)
-
-
-def _converse(
-    config: Path | None,
-    as_json: bool,
-    verbose: bool,
-    work: "Callable[[Conversation, Waiting], Coroutine[Any, Any, T]]",
-) -> T:
-    """Have a conversation with the service; the command ends where it says no or nothing."""
-    from . import log
-    from .terminal import NoAnswerError, conversation
-
-    file = _file(config)
-    handler = logging.StreamHandler(sys.stderr) if verbose else logging.NullHandler()
-    log.configure([handler], "text", verbose=verbose)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(
-                encoding=None if stream.isatty() else "utf-8", errors="backslashreplace"
-            )
-
-    async def talk() -> T:
-        async with conversation(file) as speaking:
-            return await work(speaking, lambda words: _patience(words, speaking))
-
-    try:
-        return asyncio.run(talk())
-    except NoAnswerError as exc:
-        _refused(exc, as_json)
-
-
-def _refused(exc: "NoAnswerError", as_json: bool) -> NoReturn:
-    from .shown import printable
-
-    if as_json:
-        _write_json({"error": exc.error})
-    fail(printable(str(exc)), exc.exit_code)
-
-
-@contextlib.asynccontextmanager
-async def _patience(words: str, talk: "Conversation") -> AsyncIterator[None]:
-    """Say what is being done where it takes longer than a second, and what is in its way."""
-
-    async def tell() -> None:
-        await asyncio.sleep(PATIENCE)
-        _say(words)
-        why, told = await talk.tunnel_obstacle() or talk.obstacle, None
-        while True:
-            if why is not None and why != told:
-                _say(f"No path is up yet. {why}")
-                told = why
-            await asyncio.sleep(PATIENCE)
-            why = talk.obstacle
-
-    telling = asyncio.ensure_future(tell())
-    try:
-        yield
-    finally:
-        telling.cancel()
+        write_json(structured)
 
 
 COMMANDS: dict[str, click.Command] = {

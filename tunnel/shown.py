@@ -36,6 +36,12 @@ def summary(one: Json) -> str:
     return line(one.get("description")) or line(one.get("title"))
 
 
+def members(result: Json, name: str) -> list[Json]:
+    """Return the objects in a list of a result; none where there is no such list."""
+    found = result.get(name)
+    return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
+
+
 def schema(tool: Json) -> Json:
     """Return a tool's input schema; an empty one where there is none."""
     found = tool.get("inputSchema")

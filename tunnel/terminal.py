@@ -19,6 +19,7 @@ from .bridge.service import Service, UnansweredError
 from .bridge.session import RefusedError
 from .bridge.talk import PAUSE, ROUNDS, Talk
 from .mcp import is_read
+from .shown import members
 
 EXIT_REFUSED = 1
 EXIT_SETTINGS = 2
@@ -91,10 +92,7 @@ class Conversation:
                     return []
                 raise
             self._memory.learn(method, cursor, result)
-            page = result.get(member)
-            found += (
-                [one for one in page if isinstance(one, dict)] if isinstance(page, list) else []
-            )
+            found += members(result, member)
             following = result.get("nextCursor")
             if not isinstance(following, str) or following == cursor:
                 return found

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from gateway.decision import CATALOGUE as GATEWAY
-from tunnel import cli_terminal
+from tunnel import cli_asking
 from tunnel.problems import CATALOGUE as TUNNEL
 from tunnel.terminal import exit_code
 
@@ -81,9 +81,9 @@ async def test_a_tunnel_without_a_path_is_asked_once(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Being asked makes it try again, and sshd shuts out who tries too often."""
-    monkeypatch.setattr(cli_terminal, "PATIENCE", 0.001)
+    monkeypatch.setattr(cli_asking, "PATIENCE", 0.001)
     stuck = Stuck()
-    async with cli_terminal._patience("Asking...", stuck):  # type: ignore[arg-type]
+    async with cli_asking.patience("Asking...", stuck):  # type: ignore[arg-type]
         await asyncio.wait_for(stuck.enough.wait(), 10)
     assert stuck.asked == 1
     assert capsys.readouterr().err.splitlines() == [
