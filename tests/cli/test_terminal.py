@@ -135,13 +135,14 @@ def until(condition: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("command", ["tools", "resources", "read", "call"])
-def test_help(laptop: Laptop, command: str) -> None:
-    done = laptop.says(command, "--help")
-    assert done.returncode == 0
-    assert f"Usage: catalyst-tunnel {command}" in done.stdout
-    assert "Examples:" in done.stdout
-    assert command in laptop.says("--help").stdout
+def test_help(tmp_path: Path) -> None:
+    commands = tunnel("--help", home=tmp_path).stdout
+    for command in ("tools", "resources", "read", "call"):
+        done = tunnel(command, "--help", home=tmp_path)
+        assert done.returncode == 0
+        assert f"Usage: catalyst-tunnel {command}" in done.stdout
+        assert "Examples:" in done.stdout
+        assert command in commands
 
 
 def test_everything_in_both_eras_with_up_and_without(
@@ -192,48 +193,39 @@ def test_json_of_everything(laptop: Laptop, modern: Odd) -> None:
     assert json.loads(done.stdout)["isError"] is True
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["count=3", "ratio=0.5", "on=true", 'names=["x", "y"]', 'more={"z": 1}', "kind=b"],
-        ['{"count": 3, "ratio": 0.5, "on": true, "names": ["x","y"], "more": {"z":1}, "kind":"b"}'],
-        ["-"],
-    ],
-    ids=["words", "object", "stdin"],
-)
-def test_arguments_arrive_with_their_types(
-    laptop: Laptop, modern: Odd, arguments: list[str]
-) -> None:
-    """Also with the flag in front of an object, as in `call TOOL --json '{...}'`."""
-    given = {"count": 3, "ratio": 0.5, "on": True, "names": ["x", "y"], "more": {"z": 1}}
-    stdin = json.dumps({**given, "kind": "b"})
-    done = laptop.says("call", "typed", "--json", *arguments, answers=stdin)
-    assert done.returncode == 0, done.stderr
-    came = json.loads(done.stdout)["structuredContent"]["came"]
-    assert came == [3, 0.5, True, ["x", "y"], {"z": 1}, "b"]
+TYPED = '{"count": 3, "ratio": 0.5, "on": true, "names": ["x","y"], "more": {"z":1}, "kind":"b"}'
 
 
-@pytest.mark.parametrize(
-    ("arguments", "told"),
-    [
-        (["typed"], "count: is missing; it wants an integer."),
-        (["typed", "count=many"], "count: wants an integer, not 'many'."),
-        (["typed", "count=1", "knd=b"], "knd: there is no such argument. Is kind meant?"),
-        (["typed", "count=1", "kind=c"], "kind: 'c' is not one of ['a', 'b']."),
-        (["typed", "count=1", "names=x"], "names: wants a list, as JSON or null, not 'x'."),
-        (["typed", "count=1", 'names=["x", 2]'], "names: "),
-        (["typed", "count"], "'count' is not NAME=VALUE"),
-        (["typed", "{count: 1}"], "The arguments are not JSON"),
-        (["run_backtest", "steps=0", "seconds_per_step=0"], "steps: 0 is less than the minimum"),
-        (["stop_tradin", "reason=x"], "Is stop_trading meant?"),
-    ],
-)
-def test_what_does_not_fit_is_told_and_nothing_is_called(
-    laptop: Laptop, modern: Odd, arguments: list[str], told: str
-) -> None:
-    done = laptop.says("call", *arguments)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert told in done.stderr
+def test_arguments_arrive_with_their_types(laptop: Laptop, modern: Odd) -> None:
+    """As words, as an object, from stdin; also with the flag in front: `call TOOL --json '{...}'`."""
+    words = ["count=3", "ratio=0.5", "on=true", 'names=["x", "y"]', 'more={"z": 1}', "kind=b"]
+    for arguments in (words, [TYPED], ["-"]):
+        done = laptop.says("call", "typed", "--json", *arguments, answers=TYPED)
+        assert done.returncode == 0, done.stderr
+        came = json.loads(done.stdout)["structuredContent"]["came"]
+        assert came == [3, 0.5, True, ["x", "y"], {"z": 1}, "b"]
+
+
+MISFITS = [
+    (["typed"], "count: is missing; it wants an integer."),
+    (["typed", "count=many"], "count: wants an integer, not 'many'."),
+    (["typed", "count=1", "knd=b"], "knd: there is no such argument. Is kind meant?"),
+    (["typed", "count=1", "kind=c"], "kind: 'c' is not one of ['a', 'b']."),
+    (["typed", "count=1", 'names=["x", 2]'], "names: "),
+    (["typed", "count"], "'count' is not NAME=VALUE"),
+    (["typed", "{count: 1}"], "The arguments are not JSON"),
+    (["run_backtest", "steps=0", "seconds_per_step=0"], "steps: 0 is less than the minimum"),
+    (["stop_tradin", "reason=x"], "Is stop_trading meant?"),
+]
+
+
+def test_what_does_not_fit_is_told_and_nothing_is_called(laptop: Laptop, modern: Odd) -> None:
+    with Up(laptop.home) as up:
+        up.until(lambda: "link up" in up.said())
+        for arguments, told in MISFITS:
+            done = laptop.says("call", *arguments)
+            assert (done.returncode, done.stdout) == (2, ""), arguments
+            assert told in done.stderr
     assert sum(modern.get("/system/executions").values()) == 0
 
 
