@@ -197,7 +197,7 @@ TYPED = '{"count": 3, "ratio": 0.5, "on": true, "names": ["x","y"], "more": {"z"
 
 
 def test_arguments_arrive_with_their_types(laptop: Laptop, modern: Odd) -> None:
-    """As words, as an object, from stdin; also with the flag in front: `call TOOL --json '{...}'`."""
+    """As words, as an object, from stdin; with the flag in front: `call TOOL --json OBJECT`."""
     words = ["count=3", "ratio=0.5", "on=true", 'names=["x", "y"]', 'more={"z": 1}', "kind=b"]
     for arguments in (words, [TYPED], ["-"]):
         done = laptop.says("call", "typed", "--json", *arguments, answers=TYPED)
