@@ -1,7 +1,8 @@
 # make demo    everything embedded on this machine, the tunnel on localhost:5000
 # make test    all tests, against a real sshd, NGINX and Redis where there are some
 # make check   format, lint, types for three platforms, import rules
-# make bench   side by side with ssh -L, autossh and HAProxy
+# make bench   side by side with ssh -L, autossh, HAProxy and other stdio bridges
+# make external  other makers' programs at the tunnel, which PyPI and npm are asked for
 
 PYTHON ?= python3
 PORT ?= 5000
@@ -9,7 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 APT := $(shell [ "$$(id -u)" = 0 ] && command -v apt-get)
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check bench external clean
 
 demo: $(VENV)/demo
 	@$(BIN)/catalyst-tunnel demo --port $(PORT)
@@ -27,6 +28,9 @@ check: $(VENV)/dev
 
 bench: $(VENV)/dev servers
 	$(BIN)/python -m bench $(BENCH)
+
+external: $(VENV)/dev servers
+	$(BIN)/python -m pytest tests/external $(PYTEST)
 
 # Debian and Ubuntu keep venv in a package of its own.
 $(BIN)/python:
@@ -57,4 +61,4 @@ servers:
 	else echo "some tests will be skipped (sudo apt-get install $$missing)"; fi
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) .tools .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -76,6 +76,12 @@ class Process:
         assert self.process.stdin is not None
         self.process.stdin.write(f"{line}\n".encode())
 
+    async def kill(self) -> None:
+        """SIGKILL to its whole group, at once."""
+        if self.process is not None and self.process.returncode is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        await self.stop()
+
     async def stop(self) -> None:
         """SIGTERM, and SIGKILL to what is left of its group."""
         if self.process is None:

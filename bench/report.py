@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from statistics import median
 from typing import Any
 
+from bench.scenarios import TITLES
 from bench.verdict import PEER, Figure, ratio
 
 
@@ -22,6 +23,8 @@ def render(results: dict[str, Any], required: Iterable[Figure]) -> str:
         parts += _gateway(results["gateway"])
     if "failover" in results:
         parts += _failover(results["failover"])
+    if "bridge" in results:
+        parts += _bridge(results["bridge"])
     parts.append(_figures(required))
     return "\n\n".join(parts)
 
@@ -172,6 +175,65 @@ def _failover(parts: dict[str, Any]) -> list[str]:
         if name in cell:
             times = ", ".join(f"{one:.2f}" for one in cell[name]["seconds"])
             told.append(f"{name} silently dead, longest wait of a read: {times} s")
+    return [*told, *_untold(parts)]
+
+
+def _bridge(parts: dict[str, Any]) -> list[str]:
+    told = []
+    lines: dict[str, list[str]] = {}
+    columns = (
+        ("stdio-start", "initialize", 1e3),
+        ("stdio-start", "list", 1e3),
+        ("stdio-latency", "p50", 1e3),
+        ("stdio-latency", "added", 1e3),
+        ("stdio-memory", "rss", 1e-6),
+    )
+    for part, key, scale in columns:
+        for name, cell in parts.get(part, {}).get("contenders", {}).items():
+            lines.setdefault(name, ["-"] * len(columns))
+            if key in cell:
+                value = _number(median(cell[key]) * scale)
+                lines[name][columns.index((part, key, scale))] = value
+    if lines:
+        head = ["bridge", "initialize ms", "tools/list ms", "call p50 ms", "added ms", "RSS MB"]
+        title = "Stdio (from the start of the process; added: to the same calls over HTTP; medians)"
+        told.append(table(title, head, [[name, *line] for name, line in lines.items()]))
+    cells = parts.get("scenarios", {}).get("contenders", {})
+    if cells:
+        rows = [
+            [title, *("pass" if cell[key]["passed"] else "FAIL" for cell in cells.values())]
+            for key, title in TITLES.items()
+        ]
+        rows.append(
+            [
+                "passed",
+                *(str(sum(one["passed"] for one in cell.values())) for cell in cells.values()),
+            ]
+        )
+        notes = [
+            f"\n  {name}: {key}: {'' if one['passed'] else 'FAIL: '}{one['words']}"
+            for name, cell in cells.items()
+            for key, one in cell.items()
+        ]
+        told.append(table("Scenarios", ["scenario", *cells], rows) + "".join(notes))
+    for name, cell in parts.get("soak", {}).get("contenders", {}).items():
+        if "error" not in cell:
+            sent = " and ".join(f"{count} {kind}s" for kind, count in cell["sent"].items())
+            told.append(
+                f"Soak, {name}, {cell['cuts']} cuts: {sent}; {cell['unanswered']} unanswered, "
+                f"{cell['failed_reads']} reads failed{_kinds(cell['read_failures'])}, "
+                f"calls told an error:{_kinds(cell['call_failures']) or ' none'}, "
+                f"executed {cell['executed']}, twice {cell['executed_twice']}, "
+                f"answered and not executed {cell['not_executed']}, "
+                f"longest {cell['longest']:.2f} s"
+            )
+    for part, cell in parts.items():
+        told += [f"{part}: {name}: {why}" for name, why in cell.get("missing", {}).items()]
+        told += [
+            f"{part}: {name}: {one['error']}"
+            for name, one in cell.get("contenders", {}).items()
+            if "error" in one
+        ]
     return [*told, *_untold(parts)]
 
 

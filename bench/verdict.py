@@ -8,6 +8,8 @@ PEER = "ssh -L"
 RAW = "catalyst raw"
 LISTENER = "catalyst listener"
 POSTS = "catalyst listener, POST reads"
+BRIDGE = "catalyst stdio"
+BRIDGE_PEER = "mcp-proxy"
 
 Results = dict[str, Any]
 
@@ -114,7 +116,12 @@ def figures(results: Results) -> list[Figure]:
     found.append(Figure("RSS growth, requests + reconnects", growth, 5, 0, " %", at_most=True))
     seconds = results.get("startup", {}).get("seconds")
     found.append(Figure("start to first answer, loopback", seconds, 1, 0.6, " s", at_most=True))
-    return [*found, *_gateway(results.get("gateway", {})), *_failover(results.get("failover", {}))]
+    return [
+        *found,
+        *_gateway(results.get("gateway", {})),
+        *_failover(results.get("failover", {})),
+        *_bridge(results.get("bridge", {})),
+    ]
 
 
 Cell = dict[str, Any]
@@ -211,4 +218,56 @@ def _failover(parts: Cell) -> list[Figure]:
     failed = cell["failed"] if _there(cell) else None
     title = "a path silently dead: failed reads"
     found.append(Figure(title, failed, 0, None, "", at_most=True, why=_missing(cell)))
+    return found
+
+
+def _bridge(parts: Cell) -> list[Figure]:
+    def of(part: str, name: str) -> Cell:
+        found: Cell = parts.get(part, {}).get("contenders", {}).get(name, {})
+        return found
+
+    def why(part: str, *names: str) -> str:
+        """What is said of a figure for which one of these has given nothing."""
+        cell = parts.get(part, {})
+        if any(name in cell.get("missing", {}) for name in names):
+            return f"skipped: no {BRIDGE_PEER}"
+        failed = "error" in cell or any("error" in of(part, name) for name in names)
+        return "failed" if failed else "not measured"
+
+    def against(part: str, key: str) -> float | None:
+        ours, theirs = (of(part, name) for name in (BRIDGE, BRIDGE_PEER))
+        return ratio(ours[key], theirs[key]) if _there(ours) and _there(theirs) else None
+
+    both = (BRIDGE, BRIDGE_PEER)
+    found = []
+    for title, key in (("first answer", "initialize"), ("tools/list", "list")):
+        must, reach = (0.6, 0.4) if key == "initialize" else (None, None)
+        figure = against("stdio-start", key)
+        title = f"stdio: start to {title}, vs {BRIDGE_PEER}"
+        reason = why("stdio-start", *both)
+        found.append(Figure(title, figure, must, reach, "x", at_most=True, why=reason))
+    title = f"stdio: added latency p50 of a call, vs {BRIDGE_PEER}"
+    figure = against("stdio-latency", "added")
+    reason = why("stdio-latency", *both)
+    found.append(Figure(title, figure, 0.25, 0.15, "x", at_most=True, why=reason))
+    cell = of("stdio-memory", BRIDGE)
+    rss = max(cell["rss"]) / 1e6 if _there(cell) else None
+    reason = why("stdio-memory", BRIDGE)
+    title = "stdio: RSS after 1,000 calls"
+    found.append(Figure(title, rss, 45, 38, " MB", at_most=True, why=reason))
+
+    cell = of("scenarios", BRIDGE)
+    passed = sum(one["passed"] for one in cell.values()) if _there(cell) else None
+    reason = why("scenarios", BRIDGE)
+    found.append(Figure("stdio: scenarios passed, of 10", passed, 10, None, "", why=reason))
+
+    cell = of("soak", BRIDGE)
+    for title, key in (
+        ("ids unanswered", "unanswered"),
+        ("reads failed", "failed_reads"),
+        ("tool calls executed twice", "executed_twice"),
+    ):
+        count = cell[key] if _there(cell) else None
+        title = f"stdio, 4 copies, links cut: {title}"
+        found.append(Figure(title, count, 0, None, "", at_most=True, why=why("soak", BRIDGE)))
     return found

@@ -1,11 +1,13 @@
 """The laptop's half: one local address that never goes away, and the ways to the droplet behind it.
 
     client ──HTTP──▶ listener ─▶ exchange ─▶ choice ─┬▶ path ─▶ link ══ SSH ═══▶ sshd ──┐
+    client ──stdio─▶ bridge ─┘                       │
     client ──TCP───▶ forward ────────────────────────┼─────────▶┘                       ├▶ service
                                                      └▶ path ─▶ link ══ HTTPS ═▶ NGINX ─┘
 
 A request from left to right, a room each:
 
+    bridge             MCP on stdin and stdout: what Claude Desktop launches; a house of its own
     listener, http     accept, check Host and Origin (guard), speak HTTP/1.1 through h11
     exchange, mcp      carry one request; decide whether it may be sent a second time
     hold               keep requests while every path is down, within bounds

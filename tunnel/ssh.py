@@ -63,12 +63,12 @@ class Carrier:
         either: set[asyncio.Future[Any]] = {opening, self._given_up}
         try:
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            if not opening.done():
-                opening.cancel()
-        if not self.alive:
+            if not self.alive:
+                raise ProblemError("link_lost", "The link was lost.")
+        except BaseException:  # it may have opened, or failed, in this very turn
             opening.add_done_callback(_drop)
-            raise ProblemError("link_lost", "The link was lost.")
+            opening.cancel()
+            raise
         return opening.result()[1]
 
     @property

@@ -25,7 +25,7 @@ from .session import RefusedError
 from .stdio import LINE, Line, Overlong, Stdio
 from .talk import Talk
 
-GRACE = 0.5  # seconds that running requests are given when stdin has ended
+GRACE = 0.6  # seconds that running requests are given when stdin has ended
 
 _log = logging.getLogger(__name__)
 

@@ -19,7 +19,8 @@ from .service import UnansweredError
 from .session import RefusedError
 from .talk import Talk
 
-AT_ONCE = 0.8  # seconds for the service to answer
+AT_ONCE = 0.55  # seconds for the service to answer; a client is to wait for less than one
+NOTHING_KNOWN = 0.85  # the same for a list of which nothing is in memory
 RETRY = (0.5, 5.0)  # seconds before it is asked again for what was told from memory
 
 _log = logging.getLogger(__name__)
@@ -91,12 +92,14 @@ class Firsts:
         method = message.method or ""
         member = eras.LISTS[method]
         cursor = message.params.get("cursor")
-        answer = await _at_once(self._talk.ask(message))
+        known = self._memory.recall(method)
+        patience = AT_ONCE if known is not None else NOTHING_KNOWN
+        answer = await _at_once(self._talk.ask(message), patience)
         if answer is None and cursor is not None:
             return await self._talk.ask(message)  # it has been given the pages before
         self._listed[method] = _first_page(message)
         if answer is None:
-            known = self._memory.recall(method) or {member: []}
+            known = known or {member: []}
             self._told[method] = known[member]
             self._stale.add(method)
             self._refresh()
@@ -162,11 +165,11 @@ class Firsts:
             await asyncio.gather(self._refreshing, return_exceptions=True)
 
 
-async def _at_once(work: Coroutine[Any, Any, Message]) -> Message | None:
+async def _at_once(work: Coroutine[Any, Any, Message], seconds: float = AT_ONCE) -> Message | None:
     """Return the answer, or None where there is none in time."""
     task = asyncio.ensure_future(work)
     try:
-        await asyncio.wait({task}, timeout=AT_ONCE)
+        await asyncio.wait({task}, timeout=seconds)
     finally:
         if not task.done():
             task.cancel()

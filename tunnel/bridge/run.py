@@ -18,8 +18,8 @@ from .memory import Memory, memory_file
 from .service import Service
 from .stdio import Stdio, take_over
 
-FLUSH = 0.2  # seconds for the client to read what was sent last
-FAREWELL = 0.3  # seconds for paths of our own to end
+FLUSH = 0.1  # seconds for the client to read what was sent last
+FAREWELL = 0.1  # seconds for paths of our own to end
 LOG_SIZE = 1 << 20  # bytes
 LOGS = 3  # older files that are kept
 

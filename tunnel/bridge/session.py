@@ -10,16 +10,16 @@ import contextlib
 import itertools
 import logging
 from collections.abc import Callable
-from typing import Any
 
 from ..http import Headers
 from ..mcp import is_read
 from ..problems import Problem
+from ..tasks import retrieve
 from .message import Json, Message, notification, request, told
 from .service import OnMessage, Post, Service, SessionGoneError, UnansweredError
 
 RETRY = (1.0, 10.0)  # seconds before the session's stream is asked for again: at first, at most
-FAREWELL = 0.4  # seconds for the service to hear that it is over
+FAREWELL = 0.1  # seconds for the service to hear that it is over
 
 _log = logging.getLogger(__name__)
 _numbers = itertools.count(1)
@@ -171,9 +171,3 @@ class Session:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(FAREWELL):
                     await self._service.end_session(headers)
-
-
-def retrieve(task: asyncio.Task[Any]) -> None:
-    """Take a task's exception, whether or not anybody still waits for it."""
-    if not task.cancelled():
-        task.exception()

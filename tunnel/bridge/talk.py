@@ -10,6 +10,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from ..mcp import LISTEN, Id
+from ..tasks import retrieve
 from . import eras
 from .client import ACKNOWLEDGED, Client
 from .eras import Era
@@ -26,7 +27,7 @@ from .message import (
 )
 from .parked import Call, Parking
 from .service import OnMessage, Service, UnansweredError
-from .session import RefusedError, Session, retrieve
+from .session import RefusedError, Session
 from .stateless import Stateless
 
 ROUNDS = 10  # times that a service may want something of the client before it answers
