@@ -6,6 +6,7 @@ Imports are late on purpose: `status` and `--help` must not pay for asyncssh.
 import asyncio
 import functools
 import getpass
+import importlib
 import json
 import logging
 import os
@@ -22,10 +23,11 @@ from . import __version__
 EXIT_CODES = """\b
 Exit codes:
   0    success; for `status`: a request goes through
-  1    failure, told on stderr
-  2    usage or settings at fault, or an address is taken
+  1    failure, or the service said no; told on stderr
+  2    usage, arguments or settings at fault, or an address is taken
   3    no tunnel is running
-  4    a tunnel is running but no path is up
+  4    no path is up, or nothing was delivered: it is safe to call again
+  5    outcome unknown: it may have run, or not
   130  interrupted before it was done; for `up`, by a second Ctrl-C"""
 
 
@@ -52,7 +54,27 @@ def _file(config: Path | None) -> Path:
     return (config or home() / "config.toml").absolute()
 
 
+class _Group(click.Group):
+    """A group whose commands are, all or in part, in a module that is imported when asked for."""
+
+    def __init__(self, *args: Any, module: str, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._module = module
+
+    def _more(self) -> dict[str, click.Command]:
+        found: dict[str, click.Command] = importlib.import_module(f"tunnel.{self._module}").COMMANDS
+        return found
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted({*super().list_commands(ctx), *self._more()})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        return super().get_command(ctx, cmd_name) or self._more().get(cmd_name)
+
+
 @click.group(
+    cls=_Group,
+    module="cli_terminal",
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="\b\nFirst time:\n  catalyst-tunnel init\n  catalyst-tunnel up\n\n" + EXIT_CODES,
 )
@@ -405,21 +427,7 @@ def stdio(config: Path | None, verbose: bool) -> None:
     run(_file(config), verbose=verbose)
 
 
-class _ClaudeGroup(click.Group):
-    """The commands of cli_claude, which is imported when one of them is asked for."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        from .cli_claude import COMMANDS
-
-        return list(COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        from .cli_claude import COMMANDS
-
-        return COMMANDS.get(cmd_name)
-
-
-@cli.group(cls=_ClaudeGroup)
+@cli.group(cls=_Group, module="cli_claude")
 def claude() -> None:
     """Let Claude Desktop and other MCP clients start the bridge."""
 
@@ -463,6 +471,7 @@ def main() -> None:
     code = 130
     try:
         cli(prog_name="catalyst-tunnel", standalone_mode=False)
+        sys.stdout.flush()
         return
     except click.ClickException as exc:
         exc.show()

@@ -9,10 +9,14 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from mcp import Client, MCPError, StdioServerParameters
+from mcp.client.stdio import stdio_client
 
 from keys.sshkey import fingerprint
 from tests.droplet import Sshd
+from tests.mcpservice import Odd
 from tunnel.bundle import ENTRY_POINT, build
+from tunnel.initialise import line_for
 from tunnel.settings import load
 
 MCPB = "@anthropic-ai/mcpb@2.1.2"
@@ -149,6 +153,48 @@ def test_what_runs_is_in_the_bundle(unpacked: Path, tmp_path: Path) -> None:
     assert done.stdout.split() == [
         str(unpacked / "server" / package / "__init__.py") for package in ("tunnel", "keys")
     ]
+
+
+@pytest.mark.parametrize("era", ["legacy", "2026-07-28"])
+async def test_a_client_reaches_the_service_through_it(
+    sshd: Sshd, unpacked: Path, tmp_path: Path, era: str
+) -> None:
+    """As Claude Desktop starts it: settings made by the first start, the official SDK's client."""
+    pytest.importorskip("fastmcp", reason="needs the demo extra")
+    home = tmp_path / "home"
+    arguments = [
+        *(f"--ssh-host={sshd.host}", f"--ssh-port={sshd.port}", f"--ssh-user={sshd.user}"),
+        f"--fingerprint={fingerprint(sshd.host_key)}",
+    ]
+    start(unpacked, home, *arguments)
+    with Odd() as odd:
+        file = home / "config.toml"
+        file.write_text(file.read_text().replace("127.0.0.1:5000", f"127.0.0.1:{odd.port}"))
+        # The line that the first start printed opens the usual port; this service has another.
+        sshd.authorize(line_for(load(file), (home / "keys" / "ssh_ed25519.pub").read_text()))
+        server = StdioServerParameters(
+            command=sys.executable,
+            args=[str(unpacked / ENTRY_POINT), *arguments],
+            env={**os.environ, "CATALYST_HOME": str(home)},
+        )
+        async with Client(stdio_client(server), mode=era) as client:
+            answer = await client.call_tool("stop_trading", {"reason": "emergency"})
+            assert answer.structured_content is not None
+            assert answer.structured_content["reason"] == "emergency"
+        assert odd.executions("stop_trading") == 1
+
+
+async def test_a_client_is_told_in_words_that_there_are_no_settings(
+    unpacked: Path, tmp_path: Path
+) -> None:
+    missing = tmp_path / "none" / "config.toml"
+    server = StdioServerParameters(
+        command=sys.executable, args=[str(unpacked / ENTRY_POINT), f"--config={missing}"]
+    )
+    async with Client(stdio_client(server), mode="legacy") as client:
+        with pytest.raises(MCPError, match="catalyst-tunnel init"):
+            await client.call_tool("stop_trading", {"reason": "emergency"})
+        assert (await client.list_tools()).tools == []  # it has not ended
 
 
 def assert_only_mcp(said: str) -> None:

@@ -13,6 +13,7 @@ pytest.importorskip("mcp", reason="needs the MCP SDK")
 
 from mcp import Client, MCPError
 
+from tests.cli.test_cli import tunnel
 from tests.conftest import Running
 from tests.droplet import Sshd, Target
 from tests.integration.test_mcp import RESOURCES, Orchestration, service
@@ -126,3 +127,25 @@ async def test_an_observer_reads_and_is_told_why_it_may_not_call(
         assert told.value.error.code == -32003
         assert told.value.error.message == "Your role may not call this tool."
         assert (await read(client, "catalyst://system/health"))["trading"] != "stopped"
+
+
+@ROADS
+async def test_roles_as_they_are_met_in_a_terminal(stack: Stack, road: str) -> None:
+    async def says(run: Running, *arguments: str) -> tuple[int, str, str]:
+        done = await asyncio.to_thread(tunnel, *arguments, home=run.home)
+        return done.returncode, done.stdout, done.stderr
+
+    operator = await stack.tunnel(paths=(road,), gateway=True)
+    code, out, _ = await says(operator, "call", "stop_trading", "reason=emergency")
+    assert (code, json.loads(out)["reason"]) == (0, "emergency")
+    enrolled = await asyncio.to_thread(
+        stack.gateway.enrol, stack.directory / "observer", "observer"
+    )
+    observer = await stack.tunnel(client=enrolled, paths=(road,), gateway=True)
+    code, out, _ = await says(observer, "read", "catalyst://system/health")
+    assert (code, json.loads(out)["stop_reason"]) == (0, "emergency")
+    code, out, told = await says(observer, "call", "stop_trading", "reason=curiosity")
+    assert (code, out) == (1, "")
+    assert "Your role may not call this tool." in told
+    let_through = [line["tool"] for line in stack.gateway.audit() if "tool" in line]
+    assert let_through == ["stop_trading"]

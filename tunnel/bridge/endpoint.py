@@ -18,7 +18,7 @@ from typing import Protocol
 
 from ..control import ControlError, NotRunningError, ask, control_file
 from ..http import HttpConnection
-from ..problems import ProblemError
+from ..problems import Problem, ProblemError
 
 LOOK = 2.0  # seconds between looks for a tunnel that was started
 WHO = 2.0  # seconds that a tunnel may take to say where it listens
@@ -102,6 +102,12 @@ class Own:
         _, http = await loop.connect_accepted_socket(lambda: HttpConnection("client"), ours)
         return http
 
+    @property
+    def obstacle(self) -> Problem | None:
+        """Why no path is up; None where one is, or nothing is known yet."""
+        up = any(path.up for path in self._paths.all)
+        return None if up else self._paths.problem
+
     async def close(self, grace: float) -> None:
         """Let what runs finish for so many seconds, and end the paths."""
         await self._listener.stop(grace)
@@ -152,6 +158,11 @@ class Endpoints:
                 continue
             self._owners[http] = endpoint
             return http, endpoint.host
+
+    @property
+    def obstacle(self) -> Problem | None:
+        """Why no path of our own is up, where we have some and it is known."""
+        return self._own.obstacle if isinstance(self._own, Own) else None
 
     def give_back(self, http: HttpConnection) -> None:
         """Take a connection back after its exchange; it is closed unless it can serve again."""

@@ -22,6 +22,11 @@ _KNOWN = (*_DESCRIPTIONS, *eras.LISTS)
 SIZE = 16 << 20  # bytes of a file that is read
 
 
+def memory_file(home: Path) -> Path:
+    """Return the file that keeps what the service said, for a home."""
+    return home / "cache" / "service.json"
+
+
 class Memory:
     """What is known of the service, in memory and in a file."""
 

@@ -14,7 +14,7 @@ from keys.files import make_private_directory
 from .. import log
 from .bridge import Bridge
 from .endpoint import Endpoints
-from .memory import Memory
+from .memory import Memory, memory_file
 from .service import Service
 from .stdio import Stdio, take_over
 
@@ -44,7 +44,7 @@ def run(file: Path, *, verbose: bool) -> None:
 async def _serve(file: Path, source: int, sink: int) -> None:
     stdio = Stdio(source, sink)
     endpoints = Endpoints(file)
-    memory = Memory(file.parent / "cache" / "service.json")
+    memory = Memory(memory_file(file.parent))
     bridge = Bridge(stdio, Service(endpoints), memory)
     watching = asyncio.ensure_future(endpoints.watch())
     serving = asyncio.ensure_future(bridge.run())

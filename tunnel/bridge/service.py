@@ -102,6 +102,9 @@ class Service:
                 problem = Problem("link_lost", "The connection to the tunnel ended.")
                 if http.written and not post.repeatable:
                     raise ProblemError("outcome_unknown", problem.message) from exc
+            except asyncio.CancelledError:
+                http.abort()  # at once: it is what ends a stateless request
+                raise
             finally:
                 self._finish(http)
             if attempt == ATTEMPTS:

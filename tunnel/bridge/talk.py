@@ -301,6 +301,11 @@ class Talk:
         self._background.add(task)
         task.add_done_callback(self._background.discard)
 
+    async def settle(self, seconds: float) -> None:
+        """Wait until what was told has been delivered, for so many seconds at most."""
+        if self._background:
+            await asyncio.wait(self._background, timeout=seconds)
+
     async def close(self) -> None:
         """End everything that is said and heard, and the session."""
         self._parking.close()
