@@ -78,7 +78,7 @@ class Message:
         return strictjson.dumps(self.content)
 
     def with_id(self, caller: Id | None) -> "Message":
-        """Return the response that it is, to another id."""
+        """Return it with another id."""
         if "id" in self.content and self.content["id"] == caller:
             return self
         return Message({**self.content, "id": caller})

@@ -6,8 +6,8 @@ decides it: what was not sent or is a read is asked again, everything else has a
 
 import asyncio
 import itertools
-import json
-from collections.abc import AsyncIterator, Callable
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 
 import h11
@@ -17,19 +17,22 @@ from keys import strictjson
 from ..http import ConnectionGoneError, Headers, HttpConnection, header
 from ..mcp import Id
 from ..problems import CATALOGUE, Problem, ProblemError
-from ..sse import EventReader
+from ..sse import Event, EventReader
 from .endpoint import Endpoints
-from .message import INTERNAL_ERROR, INVALID_REQUEST, Json, Message, refusal, told
+from .message import INTERNAL_ERROR, INVALID_REQUEST, Json, Message, fault_of, refusal, told
 
 PATH = b"/mcp"
 ATTEMPTS = 5  # connections that may end under a read, or stop before they took a request
 PAUSE = 0.1  # seconds between them, more each time
+LONGEST_PAUSE = 10.0  # seconds, whatever a service asks for
 TAIL = 1.0  # seconds for the end of an answer whose message is there already
 ERROR_SIZE = 1 << 20  # bytes of an answer that tells an error
 _PLAIN = [
     (b"Content-Type", b"application/json"),
     (b"Accept", b"application/json, text/event-stream"),
 ]
+
+_log = logging.getLogger(__name__)
 
 OnMessage = Callable[[Message], None]
 
@@ -44,6 +47,27 @@ class Post:
     repeatable: bool
     """Whether sending it twice has the effect of sending it once."""
     in_session: bool = False
+
+
+@dataclass(slots=True)
+class Place:
+    """How far an event stream was read."""
+
+    last: str = ""
+    """The last id that it told; empty where it cannot be gone on with."""
+    retry: float | None = None
+    """Seconds to wait before it is asked for again, where the service said so."""
+    unreadable: str = ""
+    """Why something on it was no message."""
+
+    def move(self, event: Event) -> None:
+        """Take note of an event."""
+        self.last = event.id or self.last
+        self.retry = self.retry if event.retry is None else event.retry
+
+    def pause(self, otherwise: float) -> float:
+        """Return the seconds to wait, within reason whatever the service said."""
+        return otherwise if self.retry is None else min(max(self.retry, PAUSE), LONGEST_PAUSE)
 
 
 class UnansweredError(Exception):
@@ -63,10 +87,16 @@ class _NotTakenError(Exception):
 
 
 class Service:
-    """The service, as it is reached through an endpoint."""
+    """The service, as it is reached through an endpoint.
 
-    def __init__(self, endpoints: Endpoints) -> None:
+    Args:
+        endpoints: where it is reached.
+        room: waits while the client has to read first; only then more is taken from a stream.
+    """
+
+    def __init__(self, endpoints: Endpoints, room: Callable[[], Awaitable[None]]) -> None:
         self._endpoints = endpoints
+        self._room = room
         self._finishing: set[asyncio.Task[None]] = set()
 
     async def ask(
@@ -94,13 +124,16 @@ class Service:
     ) -> Message:
         for attempt in itertools.count(1):
             http, host = await self._endpoints.connect()
+            place = Place()
             try:
-                return await self._once(http, host, post, on_message, fields)
+                return await self._once(http, host, post, on_message, fields, place)
             except _NotTakenError:
                 problem = Problem("stopping", "The tunnel was stopped.")
             except (ConnectionGoneError, h11.RemoteProtocolError) as exc:
                 problem = Problem("link_lost", "The connection to the tunnel ended.")
                 if http.written and not post.repeatable:
+                    if (answer := await self._resume(post, on_message, place)) is not None:
+                        return answer
                     raise ProblemError("outcome_unknown", problem.message) from exc
             finally:
                 self._finish(http)
@@ -116,6 +149,7 @@ class Service:
         post: Post,
         on_message: OnMessage,
         fields: Headers | None,
+        place: Place,
     ) -> Message:
         caller = _waiting(post.message)
         body = post.message.to_bytes()
@@ -140,26 +174,62 @@ class Service:
         if answer.status_code >= 300:
             return _refused(post, answer.status_code, await _body(http, ERROR_SIZE))
         if kind == b"text/event-stream":
-            async for message in _events(http):
-                if message.is_response and message.id in (caller, None):
-                    return _whose(message.with_id(caller), post)
-                on_message(message)
-            raise ConnectionGoneError  # the stream ended and the answer was not in it
+            return await self._from_stream(http, post, on_message, place)
         body = await _body(http)
         if caller is None:
             return Message({})  # 202 Accepted, most likely: nothing is owed
         if kind != b"application/json":
             text = f"The service answered {answer.status_code} with something that is no message."
-            return _odd(caller, text)
+            raise _odd(caller, text)
         try:
             messages = _messages(body)
         except ValueError as exc:
-            return _odd(caller, f"The service's answer cannot be read: {exc}.")
+            raise _odd(caller, f"The service's answer cannot be read: {exc}.") from exc
         for message in messages:
             if message.is_response and message.id in (caller, None):
                 return message.with_id(caller)
             on_message(message)
-        return _odd(caller, "The service answered with a message that is no answer.")
+        raise _odd(caller, "The service answered with a message that is no answer.")
+
+    async def _from_stream(
+        self, http: HttpConnection, post: Post, on_message: OnMessage, place: Place
+    ) -> Message:
+        """Return the response that comes on an event stream.
+
+        Raises:
+            ConnectionGoneError, h11.RemoteProtocolError: the stream ended before.
+            UnansweredError: it came and cannot be read, or the tunnel says why there is none.
+        """
+        caller = _waiting(post.message)
+        async for message in self._on_stream(http, place):
+            if message.is_response and message.id in (caller, None):
+                return _whose(message.with_id(caller), post, place)
+            on_message(message)
+        if place.unreadable and caller is not None:
+            raise _odd(caller, f"The service's answer cannot be read: {place.unreadable}.")
+        raise ConnectionGoneError
+
+    async def _resume(self, post: Post, on_message: OnMessage, place: Place) -> Message | None:
+        """Return the response from where its stream ended, if the service still has it.
+
+        A service may end a stream on purpose and have the client come back (MCP 2025-11-25).
+        """
+        attempt = 0
+        while place.last and attempt < ATTEMPTS:
+            before = place.last
+            attempt += 1
+            await asyncio.sleep(place.pause(PAUSE * attempt))
+            http, host = await self._endpoints.connect()
+            try:
+                if await self._get(http, host, post.headers, place) != 200:
+                    return None
+                return await self._from_stream(http, post, on_message, place)
+            except (ConnectionGoneError, h11.RemoteProtocolError):
+                attempt = 0 if place.last != before else attempt
+            finally:
+                http.abort()
+                self._endpoints.give_back(http)
+        return None
 
     def _finish(self, http: HttpConnection) -> None:
         """Have a connection read to the end of its answer, so that it can serve again."""
@@ -181,41 +251,71 @@ class Service:
             self._endpoints.give_back(http)
 
     async def stream(
-        self, headers: Headers, on_message: OnMessage
-    ) -> tuple[int, str, float | None]:
+        self,
+        headers: Headers,
+        place: Place,
+        on_message: OnMessage,
+        on_open: Callable[[], None] | None = None,
+    ) -> int:
         """Ask for the session's own stream, and hand over what comes on it until it ends.
 
-        Returns the HTTP status, the last event's id and the seconds to wait before the next try,
-        where the service told them; 503 where it cannot be asked.
+        Args:
+            headers: those of the session.
+            place: where to go on; it moves.
+            on_message: takes what comes.
+            on_open: called when the service has opened it.
+
+        Returns the HTTP status; 503 where it cannot be asked.
         """
-        last, retry = "", None
         try:
             http, host = await self._endpoints.connect()
         except ProblemError:
-            return 503, last, retry
+            return 503
         try:
-            accept = (b"Accept", b"text/event-stream")
-            http.write(
-                h11.Request(
-                    method=b"GET", target=PATH, headers=[(b"Host", host), accept, *headers]
-                ),
-                h11.EndOfMessage(),
-            )
-            answer = await _head(http)
-            if answer.status_code != 200:
-                return answer.status_code, last, retry
-            reader = EventReader()
-            while isinstance(event := await http.receive(), h11.Data):
-                for one in reader.feed(event.data):
-                    last, retry = one.id, one.retry if one.retry is not None else retry
-                    for message in _messages(one.data) if one.data else []:
-                        on_message(message)
-        except (ConnectionGoneError, h11.RemoteProtocolError, ValueError):
-            pass
+            status = await self._get(http, host, headers, place)
+            if status == 200:
+                if on_open is not None:
+                    on_open()
+                async for message in self._on_stream(http, place):
+                    on_message(message)
+            return status
+        except (ConnectionGoneError, h11.RemoteProtocolError):
+            return 200
         finally:
             http.abort()
             self._endpoints.give_back(http)
-        return 200, last, retry
+
+    async def _get(self, http: HttpConnection, host: bytes, headers: Headers, place: Place) -> int:
+        """Ask for a stream, from `place` on, and return the HTTP status."""
+        fields = [(b"Host", host), (b"Accept", b"text/event-stream"), *headers]
+        if place.last:
+            fields.append((b"Last-Event-ID", place.last.encode()))
+        http.write(h11.Request(method=b"GET", target=PATH, headers=fields), h11.EndOfMessage())
+        return (await _head(http)).status_code
+
+    async def _on_stream(self, http: HttpConnection, place: Place) -> AsyncIterator[Message]:
+        """Yield the messages on an event stream, up to its end; those that are none are left out.
+
+        Raises:
+            ConnectionGoneError, h11.RemoteProtocolError: it broke.
+        """
+        reader = EventReader()
+        while isinstance(event := await http.receive(), h11.Data):
+            try:
+                events = reader.feed(event.data)
+            except ValueError as exc:
+                raise h11.RemoteProtocolError(str(exc)) from exc
+            for one in events:
+                place.move(one)
+                try:
+                    messages = _messages(one.data) if one.data else []
+                except ValueError as exc:
+                    place.unreadable = str(exc)
+                    _log.info("unreadable", extra={"why": str(exc)})
+                    continue
+                for message in messages:
+                    yield message
+            await self._room()
 
     async def end_session(self, headers: Headers) -> None:
         """Tell the service that a session is over; it may say no, or not be there."""
@@ -247,18 +347,22 @@ def _waiting(message: Message) -> Id | None:
     return message.id if message.is_request else None
 
 
-def _whose(answer: Message, post: Post) -> Message:
+def _whose(answer: Message, post: Post, place: Place) -> Message:
     """Return an answer that came on a stream, if it is the service's.
 
     Raises:
-        ConnectionGoneError: it says that a read lost its stream: it may be asked again.
+        ConnectionGoneError: it says that the stream was lost, and there is a way to go on: a read
+            may be asked again, and a stream that told its place from there.
         UnansweredError: it is the tunnel that says why there is none.
     """
     error = answer.error
     if error is None or error.get("code") not in _OURS:
         return answer
     data = error.get("data")
-    if post.repeatable and isinstance(data, dict) and data.get("code") == "link_lost":
+    code = data.get("code") if isinstance(data, dict) else None
+    if post.repeatable and code == "link_lost":
+        raise ConnectionGoneError
+    if post.in_session and place.last and code == "outcome_unknown":
         raise ConnectionGoneError
     raise UnansweredError(answer)
 
@@ -304,17 +408,6 @@ async def _body(http: HttpConnection, limit: int | None = None) -> bytes:
     return b"".join(pieces)
 
 
-async def _events(http: HttpConnection) -> AsyncIterator[Message]:
-    reader = EventReader()
-    while isinstance(event := await http.receive(), h11.Data):
-        try:
-            for one in reader.feed(event.data):
-                for message in _messages(one.data) if one.data else []:
-                    yield message
-        except ValueError as exc:
-            raise h11.RemoteProtocolError(str(exc)) from exc
-
-
 def _messages(text: bytes) -> list[Message]:
     """Return the messages in `text`: one, or what a batch has (2025-03-26).
 
@@ -322,25 +415,25 @@ def _messages(text: bytes) -> list[Message]:
         ValueError: it has something else.
     """
     content = strictjson.loads(text)
-    if isinstance(content, list) and all(isinstance(one, dict) for one in content):
-        return [Message(one) for one in content]
-    if not isinstance(content, dict):
-        raise ValueError("not a JSON-RPC message")
-    return [Message(content, text)]
+    batch = isinstance(content, list)
+    for one in content if batch else [content]:
+        if not isinstance(one, dict) or fault_of(one) is not None:
+            raise ValueError("it is no JSON-RPC message")
+    return [Message(one) for one in content] if batch else [Message(content, text)]
 
 
 def _error(body: bytes) -> Json | None:
     """Return the error in `body`: JSON-RPC's, or the tunnel's and the gateway's plain one."""
     try:
-        content = json.loads(body)
-    except (ValueError, RecursionError):
+        content = strictjson.loads(body)
+    except ValueError:
         return None
     error = content.get("error") if isinstance(content, dict) else None
     return error if isinstance(error, dict) else None
 
 
-def _odd(caller: Id | None, words: str) -> Message:
-    return refusal(caller, INTERNAL_ERROR, words, {"code": "upstream_invalid"})
+def _odd(caller: Id | None, words: str) -> UnansweredError:
+    return UnansweredError(refusal(caller, INTERNAL_ERROR, words, {"code": "upstream_invalid"}))
 
 
 _STATUS = {

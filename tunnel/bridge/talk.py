@@ -5,13 +5,14 @@ is (`eras`); what a service wants of a client in the middle of a call is passed 
 """
 
 import asyncio
+import functools
 import logging
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 from ..mcp import LISTEN, Id
 from . import eras
-from .client import ACKNOWLEDGED, Client
+from .client import ACKNOWLEDGED, CANCELLED, Client
 from .eras import Era
 from .memory import Memory
 from .message import (
@@ -32,6 +33,8 @@ from .stateless import Stateless
 ROUNDS = 10  # times that a service may want something of the client before it answers
 PAUSE = 0.1  # seconds, where it only wants to be asked again
 RETRY = (0.5, 5.0)  # seconds before a stream is asked for again: at first, at most
+_OLD = (400, 404, 405, 406, 415)
+"""What services of before 2026-07-28 may answer to its requests; with no message in it, some."""
 
 _log = logging.getLogger(__name__)
 
@@ -47,7 +50,11 @@ class Talk:
         self._session: Session | None = None
         self._routes: dict[Era, asyncio.Task[Era]] = {}
         """By the client's era: the one that the service is spoken to in."""
-        self._parking = Parking()
+        self._parking = Parking(self._expired)
+        self._known_as: dict[Id, Id] = {}
+        """By the id of a request that carries on with a call: the id that the service knows."""
+        self._asked_in = 0
+        """The number of the session in which the client was asked last."""
         self._subscribed: set[str] = set()
         self._listening: asyncio.Task[None] | None = None
         self._background: set[asyncio.Task[None]] = set()
@@ -75,7 +82,11 @@ class Talk:
         return await self._ask_parked(message)
 
     async def _ask_session(self, message: Message, on_message: OnMessage) -> Message:
-        return await self._in_session().ask(message, on_message)
+        try:
+            return await self._in_session().ask(message, on_message)
+        except RefusedError:
+            self._routes.clear()  # it was replaced by one of another era, perhaps
+            raise
 
     def _in_session(self) -> Session:
         if self._session is None:
@@ -121,9 +132,15 @@ class Talk:
         if call is not None:
             await self._in_session().tell(eras.given(message, call.asked))
         else:
-            call = Call()
-            call.run(self._ask_session(eras.to_session(message), call.came(self._came)))
-        state = await self._parking.wait(call)
+            call = Call(message)
+            others = functools.partial(self._came_on_call, message)
+            call.run(self._ask_session(eras.to_session(message), call.came(others)))
+        caller = message.id or 0
+        self._known_as[caller] = call.id
+        try:
+            state = await self._parking.wait(call)
+        finally:
+            del self._known_as[caller]
         if state is not None:
             return response(message.id, eras.input_required(call.asked, state))
         return eras.from_session(message.method, call.answer())
@@ -132,6 +149,16 @@ class Talk:
         """Pass on a notification of the client: to a session, since the stateless era has none."""
         if self._session is not None:
             self._later(self._session.tell(message))
+
+    def cancelled(self, message: Message) -> None:
+        """Pass on that the client has cancelled a request, by the id that the service knows."""
+        caller = message.params["requestId"]
+        known = self._known_as.get(caller, caller)
+        self.tell(notification(CANCELLED, {**message.params, "requestId": known}))
+
+    def _expired(self, call: Call) -> None:
+        """Tell that a call was given up, since its client has not come back."""
+        self.tell(notification(CANCELLED, {"requestId": call.id, "reason": "The client left."}))
 
     # Which era the service is of
 
@@ -169,7 +196,12 @@ class Talk:
     async def _is_stateless(self, message: Message) -> bool:
         params = {"_meta": message.params.get("_meta", {})}
         probe = request(self._client.number(), "server/discover", params)
-        found = (await self._stateless.ask(probe, lambda _: None)).result
+        try:
+            found = (await self._stateless.ask(probe, lambda _: None)).result
+        except UnansweredError as exc:
+            if _status(exc) not in _OLD:
+                raise
+            return False
         if found is None or eras.STATELESS not in found.get("supportedVersions", ()):
             return False
         self._memory.learn("server/discover", None, found)
@@ -177,10 +209,14 @@ class Talk:
 
     async def _begin(self, introduction: Json) -> None:
         if self._session is None:
-            self._session = Session(self._service, introduction, self._came, self._begun_again)
+            self._session = Session(
+                self._service, introduction, self._came_in_session, self._begun_again
+            )
         self._memory.learn("initialize", None, await self._session.initialize())
 
     def _begun_again(self) -> None:
+        if self._session is not None and self._session.begun != self._asked_in:
+            self._client.forget()
         for tell in self.on_begun_again:
             tell()
 
@@ -200,11 +236,23 @@ class Talk:
         elif not message.is_response:
             self._client.came(message)
 
+    def _came_in_session(self, message: Message) -> None:
+        """Take what a session's service sends, though not for one request."""
+        if self._client.introduction is not None or message.method != eras.LOG:
+            self._came(message)  # a stateless client wants logs with requests only
+
+    def _came_on_call(self, asked: Message, message: Message) -> None:
+        """Take what a session's service sends while it is at work for a stateless client."""
+        if message.method != eras.LOG or eras.is_wanted(message, asked):
+            self._came(message)
+
     def _asks(self, message: Message) -> None:
         """Have the client answer what the service asks in a session."""
         session = self._in_session()
+        begun = session.begun
         if self._client.introduction is not None:
-            self._client.put(message, lambda answer: self._later(session.tell(answer)))
+            self._asked_in = begun
+            self._client.put(message, lambda answer: self._later(session.tell(answer, begun)))
             return
         words = "This client can be asked only while it waits for an answer."  # by its result
         self._later(session.tell(refusal(message.id, METHOD_NOT_FOUND, words)))
@@ -311,3 +359,9 @@ class Talk:
         if self._session is not None:
             await self._session.close()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _status(error: UnansweredError) -> object:
+    """Return the HTTP status that was the answer, if it was one without a message."""
+    data = (error.answer.error or {}).get("data")
+    return data.get("status") if isinstance(data, dict) else None
