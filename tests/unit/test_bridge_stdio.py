@@ -1,4 +1,4 @@
-"""Lines on pipes: in pieces of any size, too long, unread, and from and to clients that are gone."""
+"""Lines on pipes: in pieces of any size, too long, unread, to and from clients that are gone."""
 
 import asyncio
 import contextlib
