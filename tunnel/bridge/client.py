@@ -111,7 +111,7 @@ class Client:
             if plain.method == UPDATED:
                 interested = plain.params.get("uri") in wanted.get("resourceSubscriptions", ())
             else:
-                interested = wanted.get(eras.FILTERS[plain.method or ""]) is True
+                interested = eras.FILTERS[plain.method or ""] in wanted
             if interested:
                 self.send(eras.on_subscription(plain, caller))
 
@@ -119,7 +119,7 @@ class Client:
         """Have the client look anew at everything that one of its streams would have told."""
         wanted = self.listens.get(caller, {})
         for method, member in eras.FILTERS.items():
-            if wanted.get(member) is True:
+            if member in wanted:
                 self.send(eras.on_subscription(notification(method), caller))
         for uri in wanted.get("resourceSubscriptions", ()):
             self.send(eras.on_subscription(notification(UPDATED, {"uri": uri}), caller))

@@ -214,7 +214,7 @@ class Endpoints:
         try:
             async with asyncio.timeout(WHO):
                 told = await ask(self._file.parent, "who")
-            running = Running(told["listen"][0])
+            running = Running(str(told["listen"][0]))
         except (NotRunningError, ControlError, TimeoutError, LookupError, TypeError, ValueError):
             return None  # ended without tidying up, or of a version that does not say
         _log.info("tunnel found", extra={"address": told["listen"][0]})

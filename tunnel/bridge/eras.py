@@ -241,6 +241,18 @@ def as_asked(result: Json, asked: Json) -> Json:
     return {**result, "protocolVersion": version} if version in SESSIONS else result
 
 
+def filter_of(message: Message) -> Json:
+    """Return what a `subscriptions/listen` asks to be told of; what makes no sense is left out."""
+    asked = message.params.get("notifications")
+    if not isinstance(asked, dict):
+        return {}
+    wanted: Json = {member: True for member in FILTERS.values() if asked.get(member) is True}
+    uris = asked.get("resourceSubscriptions")
+    if isinstance(uris, list):
+        wanted["resourceSubscriptions"] = [uri for uri in uris if isinstance(uri, str)]
+    return wanted
+
+
 def subscription(message: Message) -> Id | None:
     """Return the id of the `subscriptions/listen` whose stream a notification came on."""
     caller = _meta(message.params).get(SUBSCRIPTION)

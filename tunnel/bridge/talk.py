@@ -264,8 +264,7 @@ class Talk:
         caller = message.id
         if caller is None:
             raise ValueError("a subscription is a request")
-        wanted = message.params.get("notifications")
-        self._client.listens[caller] = wanted if isinstance(wanted, dict) else {}
+        self._client.listens[caller] = eras.filter_of(message)
         try:
             if service == "session":
                 return await self._subscribe(caller)
@@ -302,7 +301,7 @@ class Talk:
     async def _subscribe(self, caller: Id) -> Message:
         """Subscribe in the session for a stateless client, until it cancels."""
         wanted = self._client.listens[caller]
-        uris = [uri for uri in wanted.get("resourceSubscriptions", ()) if isinstance(uri, str)]
+        uris = wanted.get("resourceSubscriptions", [])
         told = notification(ACKNOWLEDGED, {"notifications": wanted})
         self._client.send(eras.on_subscription(told, caller))
         try:
