@@ -84,12 +84,7 @@ async def test_what_is_remembered_from_the_last_time(laptop: Laptop, service: Er
 @pytest.mark.parametrize(
     "content",
     [
-        b"",
-        b"{",
-        b"[]",
         b'{"version": 1, "said": {"initialize": {"capabilities": {"tools": NaN}}}}',
-        b'{"version": 1, "said": {"initialize": {"capabilities": 5}, "tools/list": {"tools": 1}}}',
-        b'{"version": 2, "said": {"initialize": {"capabilities": {}}}}',
         b"[" * 100_000,
     ],
 )

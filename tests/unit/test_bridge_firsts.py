@@ -13,8 +13,8 @@ from tunnel.bridge.eras import Era
 from tunnel.bridge.firsts import Firsts
 from tunnel.bridge.memory import Memory
 from tunnel.bridge.message import METHOD_NOT_FOUND, Json, Message, refusal, request, response
-from tunnel.bridge.service import UnansweredError
 from tunnel.bridge.session import RefusedError
+from tunnel.bridge.verdict import UnansweredError
 
 HELLO: Json = {
     "protocolVersion": "2025-11-25",

@@ -22,10 +22,11 @@ from .message import (
     response,
     told,
 )
-from .service import Service, UnansweredError
+from .service import Service
 from .session import RefusedError
 from .stdio import LINE, Line, Overlong, Stdio
 from .talk import Talk
+from .verdict import UnansweredError
 
 GRACE = 0.4  # seconds that running requests are given when stdin has ended
 

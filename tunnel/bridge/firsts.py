@@ -15,9 +15,9 @@ from . import eras
 from .client import Client
 from .memory import Memory
 from .message import METHOD_NOT_FOUND, Json, Message, notification, response
-from .service import UnansweredError
 from .session import RefusedError
 from .talk import Talk
+from .verdict import UnansweredError
 
 AT_ONCE = 0.8  # seconds for the service to answer
 PAGES = 1000  # of one list

@@ -12,14 +12,21 @@ from dataclasses import dataclass
 
 import h11
 
-from keys import strictjson
-
 from ..http import ConnectionGoneError, Headers, HttpConnection, header
-from ..mcp import Id
-from ..problems import CATALOGUE, Problem, ProblemError
+from ..problems import Problem, ProblemError
 from ..sse import Event, EventReader
 from .endpoint import Endpoints
-from .message import INTERNAL_ERROR, INVALID_REQUEST, Json, Message, fault_of, refusal, told
+from .message import Message, told
+from .verdict import (
+    NotTakenError,
+    Post,
+    UnansweredError,
+    messages,
+    odd,
+    refused,
+    waiting,
+    whose,
+)
 
 PATH = b"/mcp"
 ATTEMPTS = 5  # connections that may end under a read, or stop before they took a request
@@ -35,18 +42,6 @@ _PLAIN = [
 _log = logging.getLogger(__name__)
 
 OnMessage = Callable[[Message], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Post:
-    """What is sent."""
-
-    message: Message
-    headers: Headers
-    """Those of the era, besides the plain ones."""
-    repeatable: bool
-    """Whether sending it twice has the effect of sending it once."""
-    in_session: bool = False
 
 
 @dataclass(slots=True)
@@ -68,22 +63,6 @@ class Place:
     def pause(self, otherwise: float) -> float:
         """Return the seconds to wait, within reason whatever the service said."""
         return otherwise if self.retry is None else min(max(self.retry, PAUSE), LONGEST_PAUSE)
-
-
-class UnansweredError(Exception):
-    """The service gave no answer; `answer` says why in words, as an answer to the request."""
-
-    def __init__(self, answer: Message) -> None:
-        self.answer = answer
-        super().__init__((answer.error or {}).get("message"))
-
-
-class SessionGoneError(Exception):
-    """The service does not know the session (any longer); it did not take the request."""
-
-
-class _NotTakenError(Exception):
-    """The tunnel was stopped before it sent the request on."""
 
 
 class Service:
@@ -113,7 +92,7 @@ class Service:
             UnansweredError: there is none.
             SessionGoneError: see there.
         """
-        caller = _waiting(post.message)
+        caller = waiting(post.message)
         try:
             return await self._until_answered(post, on_message, fields)
         except ProblemError as exc:
@@ -127,7 +106,7 @@ class Service:
             place = Place()
             try:
                 return await self._once(http, host, post, on_message, fields, place)
-            except _NotTakenError:
+            except NotTakenError:
                 problem = Problem("stopping", "The tunnel was stopped.")
             except (ConnectionGoneError, h11.RemoteProtocolError) as exc:
                 problem = Problem("link_lost", "The connection to the tunnel ended.")
@@ -151,7 +130,7 @@ class Service:
         fields: Headers | None,
         place: Place,
     ) -> Message:
-        caller = _waiting(post.message)
+        caller = waiting(post.message)
         body = post.message.to_bytes()
         http.write(
             h11.Request(
@@ -172,7 +151,7 @@ class Service:
             fields[:] = answer.headers
         kind = header(answer.headers, b"content-type").partition(b";")[0].strip().lower()
         if answer.status_code >= 300:
-            return _refused(post, answer.status_code, await _body(http, ERROR_SIZE))
+            return refused(post, answer.status_code, await _body(http, ERROR_SIZE))
         if kind == b"text/event-stream":
             return await self._from_stream(http, post, on_message, place)
         body = await _body(http)
@@ -180,16 +159,16 @@ class Service:
             return Message({})  # 202 Accepted, most likely: nothing is owed
         if kind != b"application/json":
             text = f"The service answered {answer.status_code} with something that is no message."
-            raise _odd(caller, text)
+            raise odd(caller, text)
         try:
-            messages = _messages(body)
+            found = messages(body)
         except ValueError as exc:
-            raise _odd(caller, f"The service's answer cannot be read: {exc}.") from exc
-        for message in messages:
+            raise odd(caller, f"The service's answer cannot be read: {exc}.") from exc
+        for message in found:
             if message.is_response and message.id in (caller, None):
                 return message.with_id(caller)
             on_message(message)
-        raise _odd(caller, "The service answered with a message that is no answer.")
+        raise odd(caller, "The service answered with a message that is no answer.")
 
     async def _from_stream(
         self, http: HttpConnection, post: Post, on_message: OnMessage, place: Place
@@ -200,13 +179,15 @@ class Service:
             ConnectionGoneError, h11.RemoteProtocolError: the stream ended before.
             UnansweredError: it came and cannot be read, or the tunnel says why there is none.
         """
-        caller = _waiting(post.message)
+        caller = waiting(post.message)
         async for message in self._on_stream(http, place):
             if message.is_response and message.id in (caller, None):
-                return _whose(message.with_id(caller), post, place)
+                return whose(
+                    message.with_id(caller), post, can_go_on=post.in_session and bool(place.last)
+                )
             on_message(message)
         if place.unreadable and caller is not None:
-            raise _odd(caller, f"The service's answer cannot be read: {place.unreadable}.")
+            raise odd(caller, f"The service's answer cannot be read: {place.unreadable}.")
         raise ConnectionGoneError
 
     async def _resume(self, post: Post, on_message: OnMessage, place: Place) -> Message | None:
@@ -308,12 +289,12 @@ class Service:
             for one in events:
                 place.move(one)
                 try:
-                    messages = _messages(one.data) if one.data else []
+                    found = messages(one.data) if one.data else []
                 except ValueError as exc:
                     place.unreadable = str(exc)
                     _log.info("unreadable", extra={"why": str(exc)})
                     continue
-                for message in messages:
+                for message in found:
                     yield message
             await self._room()
 
@@ -335,63 +316,6 @@ class Service:
             self._endpoints.give_back(http)
 
 
-_OURS = range(-32019, -32002)
-"""The codes of the tunnel and the gateway (`problems`)."""
-
-_NO_SESSION = -32000
-"""What servers of the TypeScript SDK say with 400 where the specification asks for 404."""
-
-
-def _waiting(message: Message) -> Id | None:
-    """Return the id that waits for an answer; a response of the client has one too."""
-    return message.id if message.is_request else None
-
-
-def _whose(answer: Message, post: Post, place: Place) -> Message:
-    """Return an answer that came on a stream, if it is the service's.
-
-    Raises:
-        ConnectionGoneError: it says that the stream was lost, and there is a way to go on: a read
-            may be asked again, and a stream that told its place from there.
-        UnansweredError: it is the tunnel that says why there is none.
-    """
-    error = answer.error
-    if error is None or error.get("code") not in _OURS:
-        return answer
-    data = error.get("data")
-    code = data.get("code") if isinstance(data, dict) else None
-    if post.repeatable and code == "link_lost":
-        raise ConnectionGoneError
-    if post.in_session and place.last and code == "outcome_unknown":
-        raise ConnectionGoneError
-    raise UnansweredError(answer)
-
-
-def _refused(post: Post, status: int, body: bytes) -> Message:
-    """Return the service's error that comes with an HTTP status.
-
-    Raises:
-        UnansweredError: it is not the service that refuses.
-        SessionGoneError, _NotTakenError: see there.
-    """
-    caller = _waiting(post.message)
-    error = _error(body)
-    code = error.get("code") if error else None
-    if post.in_session and (status == 404 or (status == 400 and code == _NO_SESSION)):
-        raise SessionGoneError
-    if error is None or not isinstance(code, int):
-        if code == "stopping":
-            raise _NotTakenError
-        raise UnansweredError(_in_words(caller, status, error))
-    data = error.get("data")
-    if isinstance(data, dict) and data.get("code") == "stopping" and code in _OURS:
-        raise _NotTakenError
-    answer = Message({"jsonrpc": "2.0", "id": caller, "error": error})
-    if code in _OURS:
-        raise UnansweredError(answer)
-    return answer
-
-
 async def _head(http: HttpConnection) -> h11.Response:
     while not isinstance(event := await http.receive(), h11.Response):
         pass
@@ -406,57 +330,3 @@ async def _body(http: HttpConnection, limit: int | None = None) -> bytes:
         if limit is None or size <= limit:
             pieces.append(bytes(event.data))
     return b"".join(pieces)
-
-
-def _messages(text: bytes) -> list[Message]:
-    """Return the messages in `text`: one, or what a batch has (2025-03-26).
-
-    Raises:
-        ValueError: it has something else.
-    """
-    content = strictjson.loads(text)
-    batch = isinstance(content, list)
-    for one in content if batch else [content]:
-        if not isinstance(one, dict) or fault_of(one) is not None:
-            raise ValueError("it is no JSON-RPC message")
-    return [Message(one) for one in content] if batch else [Message(content, text)]
-
-
-def _error(body: bytes) -> Json | None:
-    """Return the error in `body`: JSON-RPC's, or the tunnel's and the gateway's plain one."""
-    try:
-        content = strictjson.loads(body)
-    except ValueError:
-        return None
-    error = content.get("error") if isinstance(content, dict) else None
-    return error if isinstance(error, dict) else None
-
-
-def _odd(caller: Id | None, words: str) -> UnansweredError:
-    return UnansweredError(refusal(caller, INTERNAL_ERROR, words, {"code": "upstream_invalid"}))
-
-
-_STATUS = {
-    401: (-32004, "The service does not accept who is asking. Nothing was done."),
-    403: (-32003, "That is not allowed here. Nothing was done."),
-    404: (-32012, "The service has nothing at /mcp: it may be of another kind, or still starting."),
-    405: (-32012, "What is at /mcp takes no POST: it may be no MCP service."),
-    413: (-32010, "The message is too large for the service. Nothing was done."),
-    429: (-32007, "Too many requests: wait a little and call again. Nothing was done."),
-    502: (-32012, "The service cannot be reached behind the droplet."),
-    503: (-32013, "The service is not available now: try again in a while."),
-    504: (-32016, "The service has not answered in time, and may still be at work on it."),
-}
-
-
-def _in_words(caller: Id | None, status: int, error: Json | None) -> Message:
-    """Return the error that an answer without a JSON-RPC message stands for."""
-    code = error.get("code") if error else None
-    words = error.get("message") if error else None
-    if isinstance(code, str) and isinstance(words, str):
-        if code in CATALOGUE:
-            return told(caller, Problem(code, words))
-        rpc = _STATUS.get(status, (INVALID_REQUEST, ""))[0]
-        return refusal(caller, rpc, words, {"code": code, "status": status})
-    rpc, words = _STATUS.get(status, (INVALID_REQUEST, f"The service answered with {status}."))
-    return refusal(caller, rpc, words, {"status": status})

@@ -17,7 +17,8 @@ from ..mcp import is_read
 from ..problems import Problem
 from .client import UPDATED
 from .message import Json, Message, notification, request, told
-from .service import OnMessage, Place, Post, Service, SessionGoneError, UnansweredError
+from .service import OnMessage, Place, Service
+from .verdict import Post, SessionGoneError, UnansweredError
 
 RETRY = (1.0, 10.0)  # seconds before the session's stream is asked for again: at first, at most
 FAREWELL = 0.25  # seconds for the service to hear that it is over

@@ -26,9 +26,10 @@ from .message import (
     response,
 )
 from .parked import Call, Parking
-from .service import OnMessage, Service, UnansweredError
+from .service import OnMessage, Service
 from .session import RefusedError, Session, retrieve
 from .stateless import Stateless
+from .verdict import UnansweredError
 
 ROUNDS = 10  # times that a service may want something of the client before it answers
 PAUSE = 0.1  # seconds, where it only wants to be asked again
