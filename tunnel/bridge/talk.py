@@ -129,17 +129,20 @@ class Talk:
 
     async def _ask_parked(self, message: Message) -> Message:
         """Ask in a session for a stateless client; what is wanted of the client is a result."""
-        call = self._parking.leave(eras.state_of(message))
-        if call is not None:
-            await self._in_session().tell(eras.given(message, call.asked))
-        else:
+        call = parked = self._parking.leave(eras.state_of(message))
+        if call is None:
             call = Call(message)
             others = functools.partial(self._came_on_call, message)
             call.run(self._ask_session(eras.to_session(message), call.came(others)))
         caller = message.id or 0
         self._known_as[caller] = call.id
         try:
+            if parked is not None:
+                await self._in_session().tell(eras.given(message, parked.asked))
             state = await self._parking.wait(call)
+        except BaseException:
+            call.cancel()
+            raise
         finally:
             del self._known_as[caller]
         if state is not None:
