@@ -217,6 +217,8 @@ async def test_a_parked_call_goes_on_for_whoever_knows_its_name(
     third = await carry_on(second)
     assert text_of({"result": await carry_on(third)}) == "Ada, well, 2 roots"
     assert service.called == ["ask_all"]
+    client.end_input()  # a service that stops in the middle of a question takes its time
+    await client.ended(within=10)
 
 
 @pytest.mark.parametrize("service", ["session"], indirect=True)

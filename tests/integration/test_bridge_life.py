@@ -50,9 +50,26 @@ async def test_a_droplet_that_was_never_reached(laptop: Laptop, service: EraServ
     assert not client.noise
 
 
+async def test_a_client_that_introduces_itself_anew(laptop: Laptop, service: EraService) -> None:
+    """What waited for the first introduction is answered, and was not sent."""
+    laptop.relay.stall()
+    laptop.settings(service.port)
+    client = await laptop.bridge()
+    await client.initialize()
+    _, call = client.request("tools/call", {"name": "echo", "arguments": {"text": "first"}})
+    await client.ask("ping")
+    await client.initialize()
+    error = (await asyncio.wait_for(call, 20))["error"]
+    assert error["data"]["code"] == "session_lost"
+    assert "safe to call again" in error["message"]
+    laptop.relay.resume()
+    assert text_of(await client.call("echo", {"text": "second"})) == "second"
+    assert service.called == ["echo"]
+
+
 @ALL
 async def test_what_is_remembered_from_the_last_time(laptop: Laptop, service: EraService) -> None:
-    laptop.settings(service.port, tunnel="hold = 1")
+    laptop.settings(service.port, tunnel="hold = 0.2")
     async with asyncio.timeout(30):
         before = await laptop.bridge()
         await before.initialize()
