@@ -246,6 +246,35 @@ async def test_a_service_that_forgets_its_sessions(laptop: Laptop, service: EraS
     assert not client.noise
 
 
+@pytest.mark.parametrize("service", ["stateless"], indirect=True)
+@pytest.mark.parametrize("era", ["session", "stateless"])
+async def test_a_stateless_service_that_is_restarted(
+    laptop: Laptop, service: EraService, era: str
+) -> None:
+    """What changed while its stream was broken is told when it stands again."""
+    await laptop.up(service.port)
+    client = await laptop.bridge()
+    if era == "session":
+        await client.initialize()
+        await names(client)
+        await client.ask("resources/subscribe", {"uri": "test://watched"})
+    else:
+        wanted = {"toolsListChanged": True, "resourceSubscriptions": ["test://watched"]}
+        client.request("subscriptions/listen", modern({"notifications": wanted}))
+    # The stream stands when something comes on it.
+    updated = "notifications/resources/updated"
+    tell: Json = {"name": "touch", "arguments": {}}
+    async with asyncio.timeout(20):
+        while not any(one["method"] == updated for one in client.notifications):
+            await client.ask("tools/call", tell if era == "session" else modern(tell))
+    client.notifications.clear()
+    service.add_tool()
+    await service.restart()
+    await client.until(lambda: bool(changes(client)))
+    await client.until(lambda: any(one["method"] == updated for one in client.notifications))
+    assert not client.noise
+
+
 async def test_reads_wait_while_the_network_is_away(laptop: Laptop, service: EraService) -> None:
     await laptop.up(service.port)
     client = await laptop.bridge()

@@ -4,8 +4,9 @@ import asyncio
 from typing import Any
 
 import pytest
-from mcp import Client, StdioServerParameters
+from mcp import Client, MCPError, StdioServerParameters
 from mcp.client.context import ClientRequestContext
+from mcp.client.subscriptions import ToolsListChanged
 from mcp.types import (
     CreateMessageRequestParams,
     CreateMessageResult,
@@ -88,6 +89,30 @@ async def test_a_tunnel_that_comes_and_goes(laptop: Laptop, service: EraService,
         await running.task
         await echo(client, "by itself")
     assert service.called == ["echo"] * 3
+
+
+@pytest.mark.parametrize("service", ["session", "stateless"], indirect=True)
+async def test_listening_begins_when_the_droplet_comes(laptop: Laptop, service: EraService) -> None:
+    laptop.settings(service.port, tunnel="hold = 0.2")
+    laptop.relay.refuse()
+    async with asyncio.timeout(40), sdk(laptop, "2026-07-28") as client:
+
+        async def listen() -> object:
+            async with client.listen(tools_list_changed=True) as events:
+                heard.set()
+                async for event in events:
+                    return event
+            return None
+
+        heard = asyncio.Event()
+        listening = asyncio.ensure_future(listen())
+        with pytest.raises(MCPError, match="safe to call again"):
+            await client.call_tool("echo", {"text": "too early"})
+        laptop.relay.accept()
+        await heard.wait()
+        while not listening.done():
+            await client.call_tool("change", {})
+        assert isinstance(await listening, ToolsListChanged)
 
 
 @MODES

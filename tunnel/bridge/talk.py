@@ -8,11 +8,11 @@ import asyncio
 import functools
 import logging
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, TypeVar
 
 from ..mcp import LISTEN, Id
 from . import eras
-from .client import ACKNOWLEDGED, CANCELLED, Client
+from .client import ACKNOWLEDGED, CANCELLED, UPDATED, Client
 from .eras import Era
 from .memory import Memory
 from .message import (
@@ -38,6 +38,7 @@ _OLD = (400, 404, 405, 406, 415)
 """What services of before 2026-07-28 may answer to its requests; with no message in it, some."""
 
 _log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 class Talk:
@@ -71,9 +72,9 @@ class Talk:
             UnansweredError, RefusedError: there is none.
         """
         client = eras.era(message)
-        service = await self.route(client, message)
         if message.method == LISTEN and client == "stateless":
-            return await self._listen(message, service)
+            return await self._listen(message)
+        service = await self.route(client, message)
         if client == service == "stateless":
             return await self._stateless.ask(message, self._came)
         if client == service:
@@ -263,14 +264,14 @@ class Talk:
 
     # Subscriptions
 
-    async def _listen(self, message: Message, service: Era) -> Message:
+    async def _listen(self, message: Message) -> Message:
         """Keep a stateless client's stream open, over whatever happens to the one behind it."""
         caller = message.id
         if caller is None:
             raise ValueError("a subscription is a request")
         self._client.listens[caller] = eras.filter_of(message)
         try:
-            if service == "session":
+            if await _patiently(lambda: self.route("stateless", message)) == "session":
                 return await self._subscribe(caller)
             return await self._listen_again(message, self._on_stream(caller))
         finally:
@@ -294,13 +295,7 @@ class Talk:
 
     async def _listen_again(self, message: Message, on_message: OnMessage) -> Message:
         """Return the answer that ends a `subscriptions/listen`; ask anew where there is none."""
-        pause, most = RETRY
-        while True:
-            try:
-                return await self._stateless.ask(message, on_message)
-            except UnansweredError:
-                await asyncio.sleep(pause)
-                pause = min(pause * 2, most)
+        return await _patiently(lambda: self._stateless.ask(message, on_message))
 
     async def _subscribe(self, caller: Id) -> Message:
         """Subscribe in the session for a stateless client, until it cancels."""
@@ -329,14 +324,32 @@ class Talk:
             wanted["resourceSubscriptions"] = sorted(self._subscribed)
         asking = request(self._client.number(), LISTEN, {"notifications": wanted})
 
+        seen = False
+
         def came(message: Message) -> None:
+            nonlocal seen
             if message.method != ACKNOWLEDGED:
                 self._came(message)
+            elif seen:
+                self._missed()
+            else:
+                seen = True
 
         async def listen() -> None:
-            await self._listen_again(self._enveloped(asking), came)
+            """Listen until the service refuses; one that ends a stream in order is asked again."""
+            while True:
+                answer = await self._listen_again(self._enveloped(asking), came)
+                if answer.error is not None:
+                    return
+                await asyncio.sleep(RETRY[0])
 
         self._listening = asyncio.ensure_future(listen())
+
+    def _missed(self) -> None:
+        """Have everything looked at that may have changed while the service could not tell."""
+        for uri in self._subscribed:
+            self._client.changed(notification(UPDATED, {"uri": uri}))
+        self._begun_again()
 
     # The end
 
@@ -362,6 +375,17 @@ class Talk:
         if self._session is not None:
             await self._session.close()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _patiently(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """Return what comes of some work; it is done anew until the service answers."""
+    pause, most = RETRY
+    while True:
+        try:
+            return await work()
+        except UnansweredError:
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, most)
 
 
 def _status(error: UnansweredError) -> object:
