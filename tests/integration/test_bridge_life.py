@@ -36,9 +36,9 @@ async def test_a_droplet_that_was_never_reached(laptop: Laptop, service: EraServ
     hello = (await client.initialize())["result"]
     assert hello["serverInfo"]["name"] == "catalyst-tunnel"
     assert await names(client) == set()
-    for method in ("resources/list", "resources/templates/list", "prompts/list"):
-        [items] = (await client.ask(method))["result"].values()
-        assert items == []
+    others = ("resources/list", "resources/templates/list", "prompts/list")
+    for answer in await within(20, *(client.ask(method) for method in others)):
+        assert list(answer["result"].values()) == [[]]
     assert service.begun == 0
     _, call = client.request("tools/call", {"name": "echo", "arguments": {"text": "held"}})
     laptop.relay.resume()
@@ -98,17 +98,11 @@ async def test_what_is_remembered_from_the_last_time(laptop: Laptop, service: Er
     assert "extra1" in await names(client)
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        b'{"version": 1, "said": {"initialize": {"capabilities": {"tools": NaN}}}}',
-        b"[" * 100_000,
-    ],
-)
-async def test_a_damaged_memory_is_none(laptop: Laptop, content: bytes) -> None:
+async def test_a_damaged_memory_is_none(laptop: Laptop) -> None:
     cache = laptop.home / "cache"
     cache.mkdir()
-    (cache / "service.json").write_bytes(content)
+    said = b'{"initialize": {"capabilities": {"tools": NaN}}, "tools/list": {"tools": [NaN]}}'
+    (cache / "service.json").write_bytes(b'{"version": 1, "said": ' + said + b"}")
     (cache / "service.json").chmod(0o600)
     laptop.relay.refuse()
     laptop.settings(1)

@@ -77,7 +77,7 @@ async def test_all_of_it(laptop: Laptop, service: EraService, mode: str) -> None
     assert seen == [1, 2, 3]
 
 
-@MODES
+@pytest.mark.parametrize("mode", ["legacy", "2026-07-28"])
 async def test_a_tunnel_that_comes_and_goes(laptop: Laptop, service: EraService, mode: str) -> None:
     laptop.settings(service.port)
     async with asyncio.timeout(40), sdk(laptop, mode) as client:
@@ -115,7 +115,7 @@ async def test_listening_begins_when_the_droplet_comes(laptop: Laptop, service: 
         assert isinstance(await listening, ToolsListChanged)
 
 
-@MODES
+@pytest.mark.parametrize("mode", ["legacy", "auto"])
 async def test_a_droplet_that_comes_late(laptop: Laptop, service: EraService, mode: str) -> None:
     laptop.settings(service.port)
     laptop.relay.stall()
