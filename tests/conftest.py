@@ -111,10 +111,11 @@ async def start(sshd: Sshd, target: Target, relay: Relay, tmp_path: Path) -> Asy
         *,
         ssh: dict[str, Any] | None = None,
         up: bool = True,
+        home: Path | None = None,
         uniform: Callable[[float, float], float] = lambda low, high: low,
         **own: Any,
     ) -> Running:
-        file = tmp_path / f"home{next(numbers)}" / "config.toml"
+        file = (home or tmp_path / f"home{next(numbers)}") / "config.toml"
         settings = replace(base, file=file, ssh=replace(base.ssh, **(ssh or {})), **own)
         home = settings.file.parent
         tunnel = Tunnel(settings, home, uniform)

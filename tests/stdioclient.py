@@ -15,7 +15,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from time import monotonic
 from types import TracebackType
@@ -50,7 +50,8 @@ class StdioClient:
 
     `notifications` are those that came, in their order, `noise` the lines that were no JSON-RPC,
     `lines` the number of all lines, `waiting` the requests without an answer by their id. What the
-    server says on stderr goes to `log`, or nowhere.
+    server asks is kept in `asked` and answered by `answers`, which has a result for each method, or
+    refused. What the server says on stderr goes to `log`, or nowhere.
     """
 
     def __init__(
@@ -65,6 +66,10 @@ class StdioClient:
         self.log = log
         self.notifications: list[Json] = []
         self.noise: list[bytes] = []
+        self.asked: list[Json] = []
+        self.answers: dict[str, Json] = {}
+        self.capabilities: Json = {}
+        self.answering = True
         self.lines = 0
         self.waiting: dict[int, asyncio.Future[Json]] = {}
         self.began = 0.0  # monotonic time of its start
@@ -161,7 +166,7 @@ class StdioClient:
         """Open the session as hosts do it; returns the whole answer to initialize."""
         hello = {
             "protocolVersion": REVISION,
-            "capabilities": {},
+            "capabilities": self.capabilities,
             "clientInfo": {"name": "stdioclient", "version": "1"},
         }
         answer = await self.ask("initialize", hello, within=within)
@@ -170,10 +175,19 @@ class StdioClient:
 
     async def notified(self, count: int, *, within: float = 30.0) -> None:
         """Wait until there are so many notifications; TimeoutError."""
+        await self.until(lambda: len(self.notifications) >= count, within=within)
+
+    async def until(self, condition: Callable[[], bool], *, within: float = 30.0) -> None:
+        """Wait until something that came makes `condition()` hold; TimeoutError."""
         async with asyncio.timeout(within):
-            while len(self.notifications) < count:
+            while not condition():
                 self._news.clear()
                 await self._news.wait()
+
+    def write(self, line: bytes) -> None:
+        """Send a line, whatever it is."""
+        assert self._running.stdin is not None
+        self._running.stdin.write(line + b"\n")
 
     def end_input(self) -> None:
         """Close its stdin: the client has gone."""
@@ -187,9 +201,8 @@ class StdioClient:
         return monotonic() - began
 
     def _write(self, message: Json) -> None:
-        assert self._running.stdin is not None
         text = json.dumps({"jsonrpc": "2.0", **message}, separators=(",", ":"))
-        self._running.stdin.write(text.encode() + b"\n")
+        self.write(text.encode())
 
     async def _read(self) -> None:
         stdout = self._running.stdout
@@ -205,6 +218,7 @@ class StdioClient:
 
     def _take(self, line: bytes) -> None:
         self.lines += 1
+        self._news.set()
         try:
             message = json.loads(line.decode("utf-8"))
         except ValueError:
@@ -223,11 +237,14 @@ class StdioClient:
             elif not answer.done():
                 answer.set_result(message)
         elif "id" in message:
+            self.asked.append(message)
             refusal = {"code": -32601, "message": "not served by this client"}
-            self._write({"id": message["id"], "error": refusal})
+            result = self.answers.get(message["method"])
+            answered = {"error": refusal} if result is None else {"result": result}
+            if self.answering:
+                self._write({"id": message["id"], **answered})
         else:
             self.notifications.append(message)
-            self._news.set()
 
 
 def _seen(answer: asyncio.Future[Json]) -> None:

@@ -15,9 +15,10 @@ from .bridge.client import Client
 from .bridge.endpoint import Endpoints
 from .bridge.memory import Memory, memory_file
 from .bridge.message import METHOD_NOT_FOUND, Json, Message, notification, request
-from .bridge.service import Service, UnansweredError
+from .bridge.service import Service
 from .bridge.session import RefusedError
 from .bridge.talk import PAUSE, ROUNDS, Talk
+from .bridge.verdict import UnansweredError
 from .mcp import is_read
 from .shown import members
 
@@ -46,6 +47,10 @@ OnProgress = Callable[[float, float | None, str], None]
 """Takes how far a call is, of how much (if that is known), and a message, which may be empty."""
 
 
+async def _room() -> None:
+    """Wait for nothing: what comes is taken as it comes."""
+
+
 class NoAnswerError(Exception):
     """There is no result; the message says why in words.
 
@@ -72,7 +77,8 @@ class Conversation:
         self._endpoints = Endpoints(file)
         self._memory = Memory(memory_file(file.parent))
         self._client = Client(self._came)
-        self._talk = Talk(Service(self._endpoints), self._memory, self._client)
+        service = Service(self._endpoints, _room)
+        self._talk = Talk(service, self._memory, self._client)
         self._on_progress: OnProgress | None = None
 
     async def items(self, method: str) -> list[Json]:

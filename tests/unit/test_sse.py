@@ -1,8 +1,12 @@
 import json
+import time
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from tunnel.sse import KEPT, StreamTail
+from tunnel import sse
+from tunnel.sse import KEPT, EventReader, StreamTail
 
 
 def event(end: str, **members: object) -> bytes:
@@ -202,3 +206,79 @@ def test_no_ids_need_no_answer() -> None:
     tail.feed(b"data: x")
     assert not tail.unanswered
     assert not tail.between_events
+
+
+# EventReader
+
+LINES = st.lists(
+    st.one_of(
+        st.builds(lambda text: b"data:" + text, st.sampled_from([b"", b" a", b"  b", b"{}"])),
+        st.sampled_from([b"data", b"id: 7", b"id", b"id: \0", b"retry: 250", b"retry: x"]),
+        st.sampled_from([b": comment", b"event: message", b"odd: x", b"", b""]),
+    ),
+    max_size=30,
+)
+
+
+def plainly(lines: list[bytes]) -> list[tuple[bytes, str, float | None]]:
+    """Return the events in whole lines, as section 9.2.6 of the standard describes it."""
+    events, data, last, retry = [], [], "", None
+    for line in lines:
+        name, _, value = line.partition(b":")
+        value = value.removeprefix(b" ")
+        if not line:
+            if any(data) or len(data) > 1 or retry is not None:
+                events.append((b"\n".join(data), last, retry))
+            data, retry = [], None
+        elif name == b"data":
+            data.append(value)
+        elif name == b"id" and b"\0" not in value:
+            last = value.decode()
+        elif name == b"retry" and value.isdigit():
+            retry = int(value) / 1000
+    return events
+
+
+@given(LINES, st.sampled_from([b"\n", b"\r\n", b"\r"]), st.lists(st.integers(1, 9)))
+def test_events_are_the_same_however_they_are_cut(
+    lines: list[bytes], end: bytes, sizes: list[int]
+) -> None:
+    whole = b"".join(line + end for line in lines)
+    reader = EventReader()
+    events = []
+    start = 0
+    for size in [*sizes, len(whole)]:
+        events += reader.feed(whole[start : start + size])
+        start += size
+    events += reader.feed(b"")
+    assert [(one.data, one.id, one.retry) for one in events] == plainly(lines)
+
+
+def test_half_an_event_is_none() -> None:
+    assert EventReader().feed(b'data: {"id": 1}\n') == []
+
+
+@pytest.mark.parametrize("lines", [1, 5000], ids=["one line", "many lines"])
+def test_twenty_megabytes_in_small_pieces_cost_linear_time(lines: int) -> None:
+    size = 20 << 20
+    line = b"data: " + b"x" * (size // lines) + b"\n"
+    reader = EventReader()
+    whole = line * lines
+    began = time.process_time()
+    for start in range(0, len(whole), 64 << 10):
+        assert reader.feed(whole[start : start + (64 << 10)]) == []
+    [event] = reader.feed(b"\n")
+    assert len(event.data) >= size
+    assert time.process_time() - began < 5  # 0.1 s; quadratic, it is a minute
+
+
+def test_an_event_without_an_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sse, "EVENT_LIMIT", 1000)
+    for piece in (b"x" * 100, b"data: " + b"x" * 93 + b"\n"):
+        reader = EventReader()
+        with pytest.raises(ValueError, match="an event of more than"):
+            for _ in range(20):
+                reader.feed(piece)
+    reader = EventReader()
+    for _ in range(20):
+        assert len(reader.feed(b"data: " + b"x" * 900 + b"\n\n")) == 1

@@ -14,6 +14,7 @@ A message from left to right, a room each:
     stateless    the service as of 2026-07-28: each request stands for itself
     session      the service as before: initialize, a session, a stream of its own messages
     service      one HTTP request and the messages that come back, under the at-most-once rule
+    verdict      whose answer that is, and what stands in its place in words
     endpoint     where requests go: the tunnel that runs, or paths of our own
 
 Nothing is bound or locked, so any number of copies run side by side and die at any moment.

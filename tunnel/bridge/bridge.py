@@ -5,7 +5,8 @@ but the end of stdin.
 import asyncio
 import logging
 
-from ..mcp import Id
+from ..mcp import Id, is_read
+from ..problems import Problem
 from . import eras
 from .client import Client
 from .firsts import Firsts
@@ -19,13 +20,15 @@ from .message import (
     read,
     refusal,
     response,
+    told,
 )
-from .service import Service, UnansweredError
+from .service import Service
 from .session import RefusedError
 from .stdio import LINE, Line, Overlong, Stdio
 from .talk import Talk
+from .verdict import UnansweredError
 
-GRACE = 0.6  # seconds that running requests are given when stdin has ended
+GRACE = 0.4  # seconds that running requests are given when stdin has ended
 
 _log = logging.getLogger(__name__)
 
@@ -38,6 +41,7 @@ class Bridge:
         self._client = Client(lambda message: stdio.send(message.to_bytes()))
         self._talk = Talk(service, memory, self._client)
         self._firsts = Firsts(self._talk, memory, self._client)
+        self._ending = False
         self._running: dict[Id, asyncio.Task[None]] = {}
 
     async def run(self) -> None:
@@ -49,6 +53,7 @@ class Bridge:
             if self._running:
                 await asyncio.wait(self._running.values(), timeout=GRACE)
         finally:
+            self._ending = True
             for task in self._running.values():
                 task.cancel()
             await asyncio.gather(*self._running.values(), return_exceptions=True)
@@ -85,6 +90,14 @@ class Bridge:
             answer = await self._answer(message)
         except (UnansweredError, RefusedError) as exc:
             answer = exc.answer
+        except asyncio.CancelledError:
+            if self._ending:
+                answer = _too_late(message)
+            elif _is_cancelled():
+                raise
+            else:  # what it waited for was given up, and was never sent
+                problem = Problem("session_lost", "The client has introduced itself anew.")
+                answer = told(caller, problem)
         except Exception:  # noqa: BLE001  a defect must cost one request, not the bridge
             _log.exception("defect")
             answer = refusal(caller, INTERNAL_ERROR, "The tunnel failed on this request.")
@@ -115,8 +128,24 @@ class Bridge:
             task = self._running.get(caller) if isinstance(caller, Id) else None
             if task is None:
                 return  # it has been answered
+            self._talk.cancelled(message)
             task.cancel()  # which closes its stream: what ends a stateless request
+            return
         self._talk.tell(message)
+
+
+def _is_cancelled() -> bool:
+    """Return whether it is the task that was cancelled, and not something that it waits for."""
+    task = asyncio.current_task()
+    return task is None or task.cancelling() > 0
+
+
+def _too_late(message: Message) -> Message:
+    """Return the answer to a request that ran when the bridge had to end."""
+    words = "stdin ended before the answer came."
+    if is_read(message.method):
+        return refusal(message.id, INTERNAL_ERROR, words)
+    return told(message.id, Problem("outcome_unknown", words))
 
 
 def _shown(message: Message) -> str:

@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from ..mcp import Id
 from . import eras
@@ -11,7 +12,18 @@ from .message import Json, Message, notification, request
 UPDATED = "notifications/resources/updated"
 ACKNOWLEDGED = "notifications/subscriptions/acknowledged"
 
+CANCELLED = "notifications/cancelled"
+
 Reply = Callable[[Message], None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """What the client was asked."""
+
+    theirs: Id | None
+    """The id that the service gave it; None where the bridge asks."""
+    reply: Reply
 
 
 class Client:
@@ -28,7 +40,7 @@ class Client:
         self.introduction: Json | None = None
         self.level: str | None = None
         self.listens: dict[Id, Json] = {}
-        self._waiting: dict[Id, Reply] = {}
+        self._waiting: dict[Id, _Question] = {}
         self._numbers = itertools.count(1)
 
     def number(self) -> str:
@@ -36,34 +48,55 @@ class Client:
         return f"catalyst-{next(self._numbers)}"
 
     def put(self, asked: Message, reply: Reply) -> None:
-        """Pass on what the service asks of the client; `reply` takes its response."""
-        if asked.id is not None:
-            self._waiting[asked.id] = reply
-            self.send(asked)
+        """Pass on what the service asks of the client; `reply` takes its response.
+
+        It gets an id of ours: a service that was restarted counts from the beginning again, and
+        the answer to what it asked before must not be taken for the answer to another question.
+        """
+        number = self.number()
+        self._waiting[number] = _Question(asked.id, reply)
+        self.send(asked.with_id(number))
 
     def answered(self, message: Message) -> None:
         """Take the client's response to what it was asked; one that nobody waits for is dropped."""
-        reply = self._waiting.pop(message.id, None) if message.id is not None else None
-        if reply is not None:
-            reply(message)
+        question = self._waiting.pop(message.id, None) if message.id is not None else None
+        if question is not None:
+            question.reply(message.with_id(question.theirs))
 
     async def ask(self, wish: Json) -> Message:
         """Ask the client what a stateless service wants of it, and return its response."""
         caller = self.number()
         answered: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
-        params = wish.get("params")
-        asked = request(
-            caller, str(wish.get("method")), params if isinstance(params, dict) else None
+        self._waiting[caller] = _Question(
+            None, lambda message: None if answered.done() else answered.set_result(message)
         )
-        self.put(asked, lambda message: None if answered.done() else answered.set_result(message))
+        params = wish.get("params")
+        self.send(
+            request(caller, str(wish.get("method")), params if isinstance(params, dict) else None)
+        )
         try:
             return await answered
         finally:
-            self._waiting.pop(caller, None)
+            self._give_up(caller)
+
+    def _give_up(self, number: Id) -> None:
+        if self._waiting.pop(number, None) is not None:
+            self.send(notification(CANCELLED, {"requestId": number}))
+
+    def forget(self) -> None:
+        """Give up what the service has asked: it has forgotten it."""
+        for number, question in tuple(self._waiting.items()):
+            if question.theirs is not None:
+                self._give_up(number)
 
     def came(self, message: Message) -> None:
         """Pass on a notification of the service."""
-        if message.method not in eras.FILTERS and message.method != UPDATED:
+        if message.method == CANCELLED:
+            theirs = message.params.get("requestId")
+            for number, question in tuple(self._waiting.items()):
+                if question.theirs is not None and question.theirs == theirs:
+                    self._give_up(number)
+        elif message.method not in eras.FILTERS and message.method != UPDATED:
             self.send(message)
         elif eras.subscription(message) in self.listens:
             self.send(message)  # it came on that very stream
@@ -78,7 +111,7 @@ class Client:
             if plain.method == UPDATED:
                 interested = plain.params.get("uri") in wanted.get("resourceSubscriptions", ())
             else:
-                interested = wanted.get(eras.FILTERS[plain.method or ""]) is True
+                interested = eras.FILTERS[plain.method or ""] in wanted
             if interested:
                 self.send(eras.on_subscription(plain, caller))
 
@@ -86,7 +119,7 @@ class Client:
         """Have the client look anew at everything that one of its streams would have told."""
         wanted = self.listens.get(caller, {})
         for method, member in eras.FILTERS.items():
-            if wanted.get(member) is True:
+            if member in wanted:
                 self.send(eras.on_subscription(notification(method), caller))
         for uri in wanted.get("resourceSubscriptions", ()):
             self.send(eras.on_subscription(notification(UPDATED, {"uri": uri}), caller))

@@ -143,7 +143,7 @@ class Endpoints:
         """Return a connection for one request, and what to say in Host.
 
         Raises:
-            ProblemError: settings_faulty.
+            ProblemError: settings_faulty; busy, where this process can have no more sockets.
         """
         while True:
             endpoint = await self._current()
@@ -151,10 +151,11 @@ class Endpoints:
                 return kept, endpoint.host
             try:
                 http = await endpoint.connect()
-            except OSError:
-                if endpoint is self._running:
-                    _log.info("tunnel gone")
-                    self._running = None
+            except OSError as exc:
+                if endpoint is not self._running:
+                    raise ProblemError("busy", f"No socket can be had ({exc.strerror}).") from exc
+                _log.info("tunnel gone")
+                self._running = None
                 continue
             self._owners[http] = endpoint
             return http, endpoint.host
@@ -184,8 +185,9 @@ class Endpoints:
         return None
 
     async def _current(self) -> Endpoint:
-        if self._running is not None and self._stamp() == self._seen:
-            return self._running
+        known = self._running or self._own
+        if known is not None and self._stamp() == self._seen:
+            return known
         async with self._choosing:
             await self._look()
             if self._running is not None:
@@ -206,10 +208,12 @@ class Endpoints:
 
     async def _look(self) -> None:
         """See whether a tunnel was started or has ended since the last look."""
-        stamp = self._stamp()
-        if stamp == self._seen:
-            return
-        self._seen = stamp
+        if self._stamp() != self._seen:
+            await self._choose()
+
+    async def _choose(self) -> None:
+        """Take the tunnel that runs; where there is none, what was begun by ourselves stays."""
+        self._seen = stamp = self._stamp()
         self._running = None if stamp is None else await self._find()
         if self._running is not None and self._own is not None:
             own, self._own = self._own, None
@@ -221,7 +225,7 @@ class Endpoints:
         try:
             async with asyncio.timeout(WHO):
                 told = await ask(self._file.parent, "who")
-            running = Running(told["listen"][0])
+            running = Running(str(told["listen"][0]))
         except (NotRunningError, ControlError, TimeoutError, LookupError, TypeError, ValueError):
             return None  # ended without tidying up, or of a version that does not say
         _log.info("tunnel found", extra={"address": told["listen"][0]})
@@ -235,11 +239,15 @@ class Endpoints:
         return info.st_mtime_ns, info.st_ino
 
     async def watch(self) -> None:
-        """Move to a tunnel that was started, until cancelled; streams that stand move too."""
+        """Move to a tunnel that was started, until cancelled; streams that stand move too.
+
+        One that did not answer is asked again: it may have been on its way up.
+        """
         while True:
             await asyncio.sleep(LOOK)
-            async with self._choosing:
-                await self._look()
+            if self._stamp() != self._seen or (self._running is None and self._seen is not None):
+                async with self._choosing:
+                    await self._choose()
 
     async def close(self, grace: float) -> None:
         """End everything that was started here."""

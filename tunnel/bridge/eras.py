@@ -49,6 +49,10 @@ FILTERS = {
 }
 """The member of a `subscriptions/listen` filter that asks for a notification."""
 
+LOG = "notifications/message"
+LEVELS = ("debug", "info", "notice", "warning", "error", "critical", "alert", "emergency")
+"""Of what a service logs, in the order of their weight (RFC 5424)."""
+
 _CACHEABLE = {*LISTS, "resources/read", "server/discover"}
 _ENVELOPE = ("resultType", "ttlMs", "cacheScope")
 
@@ -130,6 +134,14 @@ def state_of(message: Message) -> str | None:
     """Return what we gave a client to carry on with, if it came back."""
     state = message.params.get("requestState")
     return state if isinstance(state, str) else None
+
+
+def is_wanted(log: Message, asked: Message) -> bool:
+    """Return whether a stateless client wants to be told what a session's service logs."""
+    least, level = _meta(asked.params).get(LOG_LEVEL), log.params.get("level")
+    if least not in LEVELS or level not in LEVELS:
+        return False
+    return LEVELS.index(level) >= LEVELS.index(least)
 
 
 # A stateless service, for a client of sessions
@@ -215,7 +227,8 @@ def can_change(result: Json) -> Json:
 
     The bridge tells of changes that the service cannot tell of: those while it was away.
     """
-    capabilities = dict(result.get("capabilities", {}))
+    found = result.get("capabilities")
+    capabilities: Json = dict(found) if isinstance(found, dict) else {}
     for name in ("tools", "resources", "prompts"):
         if isinstance(capabilities.get(name), dict):
             capabilities[name] = {**capabilities[name], "listChanged": True}
@@ -226,6 +239,18 @@ def as_asked(result: Json, asked: Json) -> Json:
     """Return a result of `initialize` that is known already, in the version that was asked for."""
     version = asked.get("protocolVersion")
     return {**result, "protocolVersion": version} if version in SESSIONS else result
+
+
+def filter_of(message: Message) -> Json:
+    """Return what a `subscriptions/listen` asks to be told of; what makes no sense is left out."""
+    asked = message.params.get("notifications")
+    if not isinstance(asked, dict):
+        return {}
+    wanted: Json = {member: True for member in FILTERS.values() if asked.get(member) is True}
+    uris = asked.get("resourceSubscriptions")
+    if isinstance(uris, list):
+        wanted["resourceSubscriptions"] = [uri for uri in uris if isinstance(uri, str)]
+    return wanted
 
 
 def subscription(message: Message) -> Id | None:

@@ -15,12 +15,13 @@ from . import eras
 from .client import Client
 from .memory import Memory
 from .message import METHOD_NOT_FOUND, Json, Message, notification, response
-from .service import UnansweredError
 from .session import RefusedError
 from .talk import Talk
+from .verdict import UnansweredError
 
 AT_ONCE = 0.55  # seconds for the service to answer; a client is to wait for less than one
-NOTHING_KNOWN = 0.85  # the same for a list of which nothing is in memory
+NOTHING_KNOWN = 0.8  # the same for a list of which nothing is in memory
+PAGES = 1000  # of one list
 RETRY = (0.5, 5.0)  # seconds before it is asked again for what was told from memory
 
 _log = logging.getLogger(__name__)
@@ -146,17 +147,19 @@ class Firsts:
         items: list[Any] = []
         asking = self._listed[method]
         cursor: str | None = None
-        while True:
+        for _ in range(PAGES):
             caller = self._client.number()
             answer = await self._talk.ask(Message({**asking.content, "id": caller}))
             result = answer.result or {}
-            items += result.get(eras.LISTS[method], [])
+            page = result.get(eras.LISTS[method])
+            items += page if isinstance(page, list) else []
             self._memory.learn(method, cursor, result)
             following = result.get("nextCursor")
             if not isinstance(following, str) or following == cursor:
-                return items
+                break
             cursor = following
             asking = Message({**asking.content, "params": {**asking.params, "cursor": cursor}})
+        return items
 
     async def close(self) -> None:
         """Stop asking."""

@@ -4,7 +4,6 @@ Kept in the home for the next start, in a file for the owner only. Several copie
 writes a whole file, and the last one stands.
 """
 
-import json
 import logging
 from pathlib import Path
 from typing import Any, cast
@@ -65,7 +64,7 @@ class Memory:
             if cursor is not None:
                 before = (self._said.get(method) or {}).get(member, [])
                 kept = {member: [*before, *(one for one in items if one not in before)]}
-        if self._said.get(method) == kept:
+        if self._said.get(method) == kept or not _sound(method, kept):
             return
         self._said[method] = kept
         try:
@@ -80,14 +79,14 @@ def _read(file: Path) -> dict[str, Json]:
     try:
         if private_file_fault(file) is not None or file.stat().st_size > SIZE:
             return {}
-        content: Any = json.loads(file.read_bytes())
+        content: Any = strictjson.loads(file.read_bytes())
         said = content["said"] if content["version"] == 1 else {}
         return {
             method: said[method]
             for method in _KNOWN
             if isinstance(said.get(method), dict) and _sound(method, said[method])
         }
-    except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return {}
 
 

@@ -3,9 +3,12 @@
 JSON-RPC 2.0; MCP allows no batches since 2025-06-18, and no null as the id of a request.
 """
 
+import json
+import math
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 from keys import strictjson
 
@@ -75,7 +78,7 @@ class Message:
         return strictjson.dumps(self.content)
 
     def with_id(self, caller: Id | None) -> "Message":
-        """Return the response that it is, to another id."""
+        """Return it with another id."""
         if "id" in self.content and self.content["id"] == caller:
             return self
         return Message({**self.content, "id": caller})
@@ -133,54 +136,83 @@ def read(text: bytes) -> Message:
     try:
         content = strictjson.loads(text)
     except ValueError as exc:
-        raise MessageError(refusal(None, PARSE_ERROR, f"That line is not JSON: {exc}.")) from None
+        words = f"That line is not JSON: {exc}."
+        raise MessageError(refusal(_read_id(text), PARSE_ERROR, words)) from None
     if isinstance(content, list):
         ids = [one.get("id") for one in content if isinstance(one, dict) and "method" in one]
         words = "Batches are not taken: send one message a line."
-        owed = [caller for caller in ids if _is_id(caller)] or [None]
-        raise MessageError(*(refusal(caller, INVALID_REQUEST, words) for caller in owed))
+        owed: list[Id | None] = [caller for caller in ids if _is_id(caller)]
+        raise MessageError(*(refusal(one, INVALID_REQUEST, words) for one in owed or [None]))
     if not isinstance(content, dict):
         raise _invalid(None, "A message must be an object.")
-    caller = content.get("id")
-    known = caller if _is_id(caller) else None
-    if content.get("jsonrpc") != "2.0":
-        raise _invalid(known, 'jsonrpc must be "2.0".')
+    fault = fault_of(content)
+    if "method" not in content or "id" not in content:
+        if fault is not None:
+            raise _invalid(None, fault)  # the id of a response is none to answer to
+        return Message(content, text)
+    caller = content["id"]
+    if not _is_id(caller):
+        raise _invalid(None, "The id of a request must be a string or a number.")
     if isinstance(caller, str) and len(caller) > ID_LENGTH:
-        raise _invalid(caller, f"The id is longer than {ID_LENGTH} characters.")
-    if "method" in content:
-        if "id" in content and known is None:
-            raise _invalid(None, "The id of a request must be a string or a number.")
-        if not isinstance(content["method"], str):
-            raise _invalid(known, "method must be a string.")
-        if not isinstance(content.get("params", {}), dict):
-            raise _invalid(known, "params must be an object.")
-    elif "id" not in content or ("result" in content) == ("error" in content):
-        raise _invalid(known, "That is neither a request nor a notification nor a response.")
+        fault = f"The id is longer than {ID_LENGTH} characters."
+    if fault is not None:
+        raise _invalid(caller, fault)
     return Message(content, text)
+
+
+def fault_of(content: Json) -> str | None:
+    """Return in words why an object is no message, or None; its id is not judged."""
+    if content.get("jsonrpc") != "2.0":
+        return 'jsonrpc must be "2.0".'
+    if "method" in content:
+        if not isinstance(content["method"], str):
+            return "method must be a string."
+        return None if isinstance(content.get("params", {}), dict) else "params must be an object."
+    if "id" not in content or ("result" in content) == ("error" in content):
+        return "That is neither a request nor a notification nor a response."
+    return None
 
 
 def _invalid(caller: Id | None, words: str) -> MessageError:
     return MessageError(refusal(caller, INVALID_REQUEST, words))
 
 
-def _is_id(value: object) -> bool:
-    return isinstance(value, Id) and not isinstance(value, bool)
+def _read_id(text: bytes) -> Id | None:
+    """Return the id of a request that others would read, or that begins as one."""
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError):
+        return outer_id(text, b"")
+    caller = content.get("id") if isinstance(content, dict) and "method" in content else None
+    return caller if _is_id(caller) else None
+
+
+def _is_id(value: object) -> TypeGuard[Id]:
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return isinstance(value, str | int) and not isinstance(value, bool)
 
 
 _TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*"|[{}\[\]]')
+_KEY = re.compile(rb"\s*:")
 _VALUE = rb'\s*:\s*("(?:[^"\\]|\\.)*"|-?[0-9]+)'
 _AFTER = re.compile(_VALUE + rb"\s*[,}]")
 _LAST = re.compile(
-    rb'"id"' + _VALUE + rb'\s*(?:,\s*"(?:jsonrpc|method)"\s*:\s*"[^"\\]*"\s*)?\}\s*\Z'
+    rb'"id"' + _VALUE + rb'\s*(?:,\s*"(?:jsonrpc|method)"\s*:\s*"[^"\\]*"\s*){0,2}\}\s*\Z'
 )
 
 
 def outer_id(head: bytes, tail: bytes) -> Id | None:
     """Return the id of the request that begins with `head` and ends with `tail`, if it shows there.
 
-    For a line that is too long to be read: whoever sent it waits for an answer all the same.
+    For a line that cannot be read: whoever sent it waits for an answer all the same. The id of a
+    response is none to answer to, since it may be that of another request as well.
     """
-    found = _first(head[:_SHOWN]) or _LAST.search(tail[-_SHOWN:])
+    outer = list(_outer(head[:_SHOWN]))
+    if any(key in (b'"result"', b'"error"') for key, _ in outer):
+        return None
+    begun = (_AFTER.match(head, end) for key, end in outer if key == b'"id"')
+    found = next((one for one in begun if one), None) or _LAST.search(tail[-_SHOWN:])
     if found is None:
         return None
     try:
@@ -190,7 +222,8 @@ def outer_id(head: bytes, tail: bytes) -> Id | None:
     return caller if isinstance(caller, str | int) else None
 
 
-def _first(head: bytes) -> re.Match[bytes] | None:
+def _outer(head: bytes) -> Iterator[tuple[bytes, int]]:
+    """Yield the names of the outermost object's members, and where each of them ends."""
     depth = 0
     for token in _TOKEN.finditer(head):
         match token[0]:
@@ -198,6 +231,5 @@ def _first(head: bytes) -> re.Match[bytes] | None:
                 depth += 1
             case b"}" | b"]":
                 depth -= 1
-            case b'"id"' if depth == 1 and (found := _AFTER.match(head, token.end())):
-                return found
-    return None
+            case text if depth == 1 and _KEY.match(head, token.end()):
+                yield text, token.end()

@@ -7,9 +7,10 @@ meanwhile, under a name that only its client knows.
 
 import asyncio
 import secrets
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
+from ..mcp import Id
 from .message import Message
 from .service import OnMessage
 
@@ -17,9 +18,15 @@ PATIENCE = 600.0  # seconds that a client may take to answer
 
 
 class Call:
-    """One call in a session, and what the service wants in the middle of it."""
+    """One call in a session, and what the service wants in the middle of it.
 
-    def __init__(self) -> None:
+    Args:
+        message: the request that it was begun with.
+    """
+
+    def __init__(self, message: Message) -> None:
+        self.id: Id = 0 if message.id is None else message.id
+        """What the service knows it by."""
         self._wishes: asyncio.Queue[Message] = asyncio.Queue()
         self._task: asyncio.Task[Message] | None = None
         self._wish: Message | None = None
@@ -75,9 +82,14 @@ class Call:
 
 
 class Parking:
-    """The calls that wait."""
+    """The calls that wait.
 
-    def __init__(self) -> None:
+    Args:
+        on_expired: told of a call whose client has not come back.
+    """
+
+    def __init__(self, on_expired: Callable[[Call], None]) -> None:
+        self._on_expired = on_expired
         self._parked: dict[str, Call] = {}
 
     async def wait(self, call: Call) -> str | None:
@@ -99,8 +111,10 @@ class Parking:
     def _expire(self, state: str) -> None:
         if (call := self.leave(state)) is not None:
             call.cancel()
+            self._on_expired(call)
 
     def close(self) -> None:
         """Give up all of them."""
         for state in tuple(self._parked):
-            self._expire(state)
+            if (call := self.leave(state)) is not None:
+                call.cancel()

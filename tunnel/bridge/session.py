@@ -15,11 +15,13 @@ from ..http import Headers
 from ..mcp import is_read
 from ..problems import Problem
 from ..tasks import retrieve
+from .client import UPDATED
 from .message import Json, Message, notification, request, told
-from .service import OnMessage, Post, Service, SessionGoneError, UnansweredError
+from .service import OnMessage, Place, Service
+from .verdict import Post, SessionGoneError, UnansweredError
 
 RETRY = (1.0, 10.0)  # seconds before the session's stream is asked for again: at first, at most
-FAREWELL = 0.1  # seconds for the service to hear that it is over
+FAREWELL = 0.2  # seconds for the service to hear that it is over
 
 _log = logging.getLogger(__name__)
 _numbers = itertools.count(1)
@@ -40,7 +42,7 @@ class Session:
         service: whom it is with.
         introduction: the params of the client's `initialize`.
         on_message: takes what the service sends by itself.
-        on_begun: called when it was begun again.
+        on_begun: called when it was begun again, or could not tell for a while what changed.
     """
 
     def __init__(
@@ -55,7 +57,9 @@ class Session:
         self._on_message = on_message
         self._on_begun = on_begun
         self._beginning: asyncio.Task[Json] | None = None
-        self._begun = 0
+        self._kept: dict[str, Message] = {}
+        self.begun = 0
+        """How often it was begun."""
         self._headers: Headers | None = None
         self._listening: asyncio.Task[None] | None = None
 
@@ -95,13 +99,39 @@ class Session:
             (b"MCP-Protocol-Version", version.encode("latin-1", "replace")),
         ]
         await self._post(notification("notifications/initialized"), self._on_message)
+        self.begun += 1
         if session:
             self._listening = asyncio.ensure_future(self._listen(self._headers))
-        self._begun += 1
-        _log.info("session", extra={"version": version, "begun": self._begun})
-        if self._begun > 1:
-            self._on_begun()
+        _log.info("session", extra={"version": version, "begun": self.begun})
+        if self.begun > 1:
+            await self._ask_again()
+            self._missed()
         return result
+
+    async def _ask_again(self) -> None:
+        """Ask for what the client had asked for, and the service has forgotten."""
+        for message in tuple(self._kept.values()):
+            with contextlib.suppress(UnansweredError):
+                anew = message.with_id(f"catalyst-{next(_numbers)}")
+                await self._post(anew, self._on_message)
+
+    def _missed(self) -> None:
+        """Have everything looked at that may have changed while the service could not tell."""
+        for key, message in self._kept.items():
+            if message.method == "resources/subscribe":
+                self._on_message(notification(UPDATED, {"uri": key}))
+        self._on_begun()
+
+    def _keep(self, message: Message) -> None:
+        """Take note of a request whose effect ends with the session."""
+        uri = str(message.params.get("uri"))
+        match message.method:
+            case "logging/setLevel":
+                self._kept["logging/setLevel"] = message
+            case "resources/subscribe":
+                self._kept[uri] = message
+            case "resources/unsubscribe":
+                self._kept.pop(uri, None)
 
     async def ask(self, message: Message, on_message: OnMessage) -> Message:
         """Return the response to a request, as `Service.ask` does.
@@ -111,22 +141,31 @@ class Session:
             UnansweredError: see `Service.ask`; or it forgets its sessions at once.
         """
         for _ in range(2):
-            await self.initialize()
-            headers = self._headers
+            headers = None
             try:
-                return await self._post(message, on_message)
+                await self.initialize()
+                headers = self._headers
+                answer = await self._post(message, on_message)
             except SessionGoneError:
                 self._forget(headers)
+                continue
+            if answer.error is None:
+                self._keep(message)
+            return answer
         problem = Problem("session_lost", "The service forgets its sessions at once.")
         raise UnansweredError(told(message.id, problem))
 
-    async def tell(self, message: Message) -> None:
+    async def tell(self, message: Message, begun: int | None = None) -> None:
         """Send what needs no answer: a notification, or a response to what the service asked.
+
+        Args:
+            message: what is sent.
+            begun: the number of the session that it belongs to, where it belongs to one only.
 
         Raises:
             UnansweredError: it cannot be sent.
         """
-        if self._headers is not None:
+        if self._headers is not None and begun in (None, self.begun):
             try:
                 await self._post(message, self._on_message)
             except SessionGoneError:  # whoever waited for it is gone as well
@@ -140,7 +179,7 @@ class Session:
 
     def _forget(self, headers: Headers | None) -> None:
         """Take note that the session with these headers is over; it may be another one by now."""
-        if self._headers is headers:
+        if headers is None or self._headers is headers:
             self._headers = None
             if self._listening is not None:
                 self._listening.cancel()
@@ -149,17 +188,18 @@ class Session:
         """Keep the session's own stream open, and hand over what comes on it."""
         first, most = RETRY
         pause = first
-        last = ""
+        place = Place()
+        began_before = False
         loop = asyncio.get_running_loop()
         while True:
             began = loop.time()
-            resume = [(b"Last-Event-ID", last.encode())] if last else []
-            status, event, retry = await self._service.stream([*headers, *resume], self._on_message)
+            again = self._missed if began_before and not place.last else None
+            status = await self._service.stream(headers, place, self._on_message, again)
+            began_before = began_before or status == 200
             if status in (404, 405):  # no session any longer (the next request sees), or no stream
                 return
-            last = event or last
             pause = first if loop.time() - began > most else min(pause * 2, most)
-            await asyncio.sleep(pause if retry is None else min(retry, most))
+            await asyncio.sleep(place.pause(pause))
 
     async def close(self) -> None:
         """End the session, at both ends if the service still hears us."""

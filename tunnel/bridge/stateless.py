@@ -4,7 +4,8 @@ from ..mcp import is_read
 from . import eras
 from .memory import Memory
 from .message import Message
-from .service import OnMessage, Post, Service
+from .service import OnMessage, Service
+from .verdict import Post
 
 HEADER_MISMATCH = -32020  # MCP 2026-07-28, Transports: what the header says is not in the body
 

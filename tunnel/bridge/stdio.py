@@ -11,11 +11,12 @@ import os
 import queue
 import sys
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
 LINE = 32 << 20  # bytes of a line that is read; MCP services take 4 MiB by default
 PENDING = 8 << 20  # bytes that may wait for a client that does not read
+AHEAD = 8 << 20  # bytes that are read before they are asked for, so that the end is seen in time
 _READ = 256 << 10
 _SHOWN = 4096  # bytes that are kept of either end of a longer line
 
@@ -38,11 +39,16 @@ def take_over() -> tuple[int, int]:
     Raises:
         OSError: there is no stdin or no stdout.
     """
+    nothing = os.open(os.devnull, os.O_RDWR)
+    try:
+        os.fstat(2)
+    except OSError:  # started without a stderr
+        os.dup2(nothing, 2)
     ours = os.dup(0), os.dup(1)  # children do not inherit these
-    nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
-    os.close(nothing)
     os.dup2(2, 1)
+    if nothing > 2:
+        os.close(nothing)
     sys.stdout = sys.stderr
     if sys.platform == "win32":
         import msvcrt
@@ -60,9 +66,12 @@ class Stdio:
         self._source = source
         self._sink = sink
         self._limit = limit
-        self._lines: asyncio.Queue[list[Line] | None] = asyncio.Queue(maxsize=1)
+        self._lines: asyncio.Queue[list[Line] | None] = asyncio.Queue()
+        self._ahead = 0
+        self._taken = threading.Condition()  # guards what is read ahead
         self._out: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._pending = 0
+        self._over = False
         self._room = asyncio.Event()
         self._room.set()
         self._written = asyncio.Event()
@@ -74,16 +83,19 @@ class Stdio:
         while (lines := await self._lines.get()) is not None:
             for line in lines:
                 yield line
+            with self._taken:
+                self._ahead -= _size(lines)
+                self._taken.notify()
 
     def send(self, line: bytes) -> None:
         """Send one line, without waiting for the client to read it."""
         self._pending += len(line)
-        if self._pending > PENDING:
+        if self._pending > PENDING and not self._over:
             self._room.clear()
         self._out.put(line + b"\n")
 
     async def drain(self) -> None:
-        """Wait while too much waits for the client to read it."""
+        """Wait while too much waits for the client to read it, and there is a client."""
         await self._room.wait()
 
     async def close(self, within: float) -> None:
@@ -95,14 +107,9 @@ class Stdio:
 
     # Threads
 
-    def _call(self, function: object, *arguments: object) -> None:
+    def _call(self, function: Callable[..., object], *arguments: object) -> None:
         with contextlib.suppress(RuntimeError):  # the loop has ended
-            self._loop.call_soon_threadsafe(function, *arguments)  # type: ignore[arg-type]
-
-    def _give(self, lines: list[Line] | None) -> None:
-        """Hand over lines; wait until there is room for them."""
-        with contextlib.suppress(RuntimeError):
-            asyncio.run_coroutine_threadsafe(self._lines.put(lines), self._loop).result()
+            self._loop.call_soon_threadsafe(function, *arguments)
 
     def _read(self) -> None:
         splitter = Splitter(self._limit)
@@ -112,7 +119,14 @@ class Stdio:
                     self._give(lines)
         if lines := splitter.rest():
             self._give(lines)
-        self._give(None)
+        self._call(self._end)
+
+    def _give(self, lines: list[Line]) -> None:
+        """Hand over lines; wait while too many of those before are not taken yet."""
+        with self._taken:
+            self._taken.wait_for(lambda: self._ahead <= AHEAD)
+            self._ahead += _size(lines)
+        self._call(self._lines.put_nowait, lines)
 
     def _write(self) -> None:
         while (line := self._out.get()) is not None:
@@ -121,15 +135,27 @@ class Stdio:
                 while left:
                     left = left[os.write(self._sink, left) :]
             except OSError:
-                self._give(None)  # a client that reads no more is gone
+                self._call(self._end)  # a client that reads no more is gone
                 break
             self._call(self._wrote, len(line) - 1)
         self._call(self._written.set)
+
+    # Their news, in the loop
+
+    def _end(self) -> None:
+        self._over = True
+        self._room.set()
+        self._lines.put_nowait(None)
 
     def _wrote(self, size: int) -> None:
         self._pending -= size
         if self._pending <= PENDING:
             self._room.set()
+
+
+def _size(lines: list[Line]) -> int:
+    """Return about what they cost in memory, in bytes."""
+    return sum(64 + (len(line) if isinstance(line, bytes) else 2 * _SHOWN) for line in lines)
 
 
 class Splitter:

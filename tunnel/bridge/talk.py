@@ -5,14 +5,15 @@ is (`eras`); what a service wants of a client in the middle of a call is passed 
 """
 
 import asyncio
+import functools
 import logging
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, TypeVar
 
 from ..mcp import LISTEN, Id
 from ..tasks import retrieve
 from . import eras
-from .client import ACKNOWLEDGED, Client
+from .client import ACKNOWLEDGED, CANCELLED, UPDATED, Client
 from .eras import Era
 from .memory import Memory
 from .message import (
@@ -26,15 +27,19 @@ from .message import (
     response,
 )
 from .parked import Call, Parking
-from .service import OnMessage, Service, UnansweredError
+from .service import OnMessage, Service
 from .session import RefusedError, Session
 from .stateless import Stateless
+from .verdict import UnansweredError
 
 ROUNDS = 10  # times that a service may want something of the client before it answers
 PAUSE = 0.1  # seconds, where it only wants to be asked again
 RETRY = (0.5, 5.0)  # seconds before a stream is asked for again: at first, at most
+_OLD = (400, 404, 405, 406, 415)
+"""What services of before 2026-07-28 may answer to its requests; with no message in it, some."""
 
 _log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 class Talk:
@@ -48,7 +53,11 @@ class Talk:
         self._session: Session | None = None
         self._routes: dict[Era, asyncio.Task[Era]] = {}
         """By the client's era: the one that the service is spoken to in."""
-        self._parking = Parking()
+        self._parking = Parking(self._expired)
+        self._known_as: dict[Id, Id] = {}
+        """By the id of a request that carries on with a call: the id that the service knows."""
+        self._asked_in = 0
+        """The number of the session in which the client was asked last."""
         self._subscribed: set[str] = set()
         self._listening: asyncio.Task[None] | None = None
         self._background: set[asyncio.Task[None]] = set()
@@ -64,9 +73,9 @@ class Talk:
             UnansweredError, RefusedError: there is none.
         """
         client = eras.era(message)
-        service = await self.route(client, message)
         if message.method == LISTEN and client == "stateless":
-            return await self._listen(message, service)
+            return await self._listen(message)
+        service = await self.route(client, message)
         if client == service == "stateless":
             return await self._stateless.ask(message, self._came)
         if client == service:
@@ -76,7 +85,11 @@ class Talk:
         return await self._ask_parked(message)
 
     async def _ask_session(self, message: Message, on_message: OnMessage) -> Message:
-        return await self._in_session().ask(message, on_message)
+        try:
+            return await self._in_session().ask(message, on_message)
+        except RefusedError:
+            self._routes.clear()  # it was replaced by one of another era, perhaps
+            raise
 
     def _in_session(self) -> Session:
         if self._session is None:
@@ -118,13 +131,22 @@ class Talk:
 
     async def _ask_parked(self, message: Message) -> Message:
         """Ask in a session for a stateless client; what is wanted of the client is a result."""
-        call = self._parking.leave(eras.state_of(message))
-        if call is not None:
-            await self._in_session().tell(eras.given(message, call.asked))
-        else:
-            call = Call()
-            call.run(self._ask_session(eras.to_session(message), call.came(self._came)))
-        state = await self._parking.wait(call)
+        call = parked = self._parking.leave(eras.state_of(message))
+        if call is None:
+            call = Call(message)
+            others = functools.partial(self._came_on_call, message)
+            call.run(self._ask_session(eras.to_session(message), call.came(others)))
+        caller = message.id or 0
+        self._known_as[caller] = call.id
+        try:
+            if parked is not None:
+                await self._in_session().tell(eras.given(message, parked.asked))
+            state = await self._parking.wait(call)
+        except BaseException:
+            call.cancel()
+            raise
+        finally:
+            del self._known_as[caller]
         if state is not None:
             return response(message.id, eras.input_required(call.asked, state))
         return eras.from_session(message.method, call.answer())
@@ -133,6 +155,16 @@ class Talk:
         """Pass on a notification of the client: to a session, since the stateless era has none."""
         if self._session is not None:
             self._later(self._session.tell(message))
+
+    def cancelled(self, message: Message) -> None:
+        """Pass on that the client has cancelled a request, by the id that the service knows."""
+        caller = message.params["requestId"]
+        known = self._known_as.get(caller, caller)
+        self.tell(notification(CANCELLED, {**message.params, "requestId": known}))
+
+    def _expired(self, call: Call) -> None:
+        """Tell that a call was given up, since its client has not come back."""
+        self.tell(notification(CANCELLED, {"requestId": call.id, "reason": "The client left."}))
 
     # Which era the service is of
 
@@ -170,7 +202,12 @@ class Talk:
     async def _is_stateless(self, message: Message) -> bool:
         params = {"_meta": message.params.get("_meta", {})}
         probe = request(self._client.number(), "server/discover", params)
-        found = (await self._stateless.ask(probe, lambda _: None)).result
+        try:
+            found = (await self._stateless.ask(probe, lambda _: None)).result
+        except UnansweredError as exc:
+            if _status(exc) not in _OLD:
+                raise
+            return False
         if found is None or eras.STATELESS not in found.get("supportedVersions", ()):
             return False
         self._memory.learn("server/discover", None, found)
@@ -178,10 +215,14 @@ class Talk:
 
     async def _begin(self, introduction: Json) -> None:
         if self._session is None:
-            self._session = Session(self._service, introduction, self._came, self._begun_again)
+            self._session = Session(
+                self._service, introduction, self._came_in_session, self._begun_again
+            )
         self._memory.learn("initialize", None, await self._session.initialize())
 
     def _begun_again(self) -> None:
+        if self._session is not None and self._session.begun != self._asked_in:
+            self._client.forget()
         for tell in self.on_begun_again:
             tell()
 
@@ -201,26 +242,37 @@ class Talk:
         elif not message.is_response:
             self._client.came(message)
 
+    def _came_in_session(self, message: Message) -> None:
+        """Take what a session's service sends, though not for one request."""
+        if self._client.introduction is not None or message.method != eras.LOG:
+            self._came(message)  # a stateless client wants logs with requests only
+
+    def _came_on_call(self, asked: Message, message: Message) -> None:
+        """Take what a session's service sends while it is at work for a stateless client."""
+        if message.method != eras.LOG or eras.is_wanted(message, asked):
+            self._came(message)
+
     def _asks(self, message: Message) -> None:
         """Have the client answer what the service asks in a session."""
         session = self._in_session()
+        begun = session.begun
         if self._client.introduction is not None:
-            self._client.put(message, lambda answer: self._later(session.tell(answer)))
+            self._asked_in = begun
+            self._client.put(message, lambda answer: self._later(session.tell(answer, begun)))
             return
         words = "This client can be asked only while it waits for an answer."  # by its result
         self._later(session.tell(refusal(message.id, METHOD_NOT_FOUND, words)))
 
     # Subscriptions
 
-    async def _listen(self, message: Message, service: Era) -> Message:
+    async def _listen(self, message: Message) -> Message:
         """Keep a stateless client's stream open, over whatever happens to the one behind it."""
         caller = message.id
         if caller is None:
             raise ValueError("a subscription is a request")
-        wanted = message.params.get("notifications")
-        self._client.listens[caller] = wanted if isinstance(wanted, dict) else {}
+        self._client.listens[caller] = eras.filter_of(message)
         try:
-            if service == "session":
+            if await _patiently(lambda: self.route("stateless", message)) == "session":
                 return await self._subscribe(caller)
             return await self._listen_again(message, self._on_stream(caller))
         finally:
@@ -244,18 +296,12 @@ class Talk:
 
     async def _listen_again(self, message: Message, on_message: OnMessage) -> Message:
         """Return the answer that ends a `subscriptions/listen`; ask anew where there is none."""
-        pause, most = RETRY
-        while True:
-            try:
-                return await self._stateless.ask(message, on_message)
-            except UnansweredError:
-                await asyncio.sleep(pause)
-                pause = min(pause * 2, most)
+        return await _patiently(lambda: self._stateless.ask(message, on_message))
 
     async def _subscribe(self, caller: Id) -> Message:
         """Subscribe in the session for a stateless client, until it cancels."""
         wanted = self._client.listens[caller]
-        uris = [uri for uri in wanted.get("resourceSubscriptions", ()) if isinstance(uri, str)]
+        uris = wanted.get("resourceSubscriptions", [])
         told = notification(ACKNOWLEDGED, {"notifications": wanted})
         self._client.send(eras.on_subscription(told, caller))
         try:
@@ -279,14 +325,32 @@ class Talk:
             wanted["resourceSubscriptions"] = sorted(self._subscribed)
         asking = request(self._client.number(), LISTEN, {"notifications": wanted})
 
+        seen = False
+
         def came(message: Message) -> None:
+            nonlocal seen
             if message.method != ACKNOWLEDGED:
                 self._came(message)
+            elif seen:
+                self._missed()
+            else:
+                seen = True
 
         async def listen() -> None:
-            await self._listen_again(self._enveloped(asking), came)
+            """Listen until the service refuses; one that ends a stream in order is asked again."""
+            while True:
+                answer = await self._listen_again(self._enveloped(asking), came)
+                if answer.error is not None:
+                    return
+                await asyncio.sleep(RETRY[0])
 
         self._listening = asyncio.ensure_future(listen())
+
+    def _missed(self) -> None:
+        """Have everything looked at that may have changed while the service could not tell."""
+        for uri in self._subscribed:
+            self._client.changed(notification(UPDATED, {"uri": uri}))
+        self._begun_again()
 
     # The end
 
@@ -317,3 +381,20 @@ class Talk:
         if self._session is not None:
             await self._session.close()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _patiently(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """Return what comes of some work; it is done anew until the service answers."""
+    pause, most = RETRY
+    while True:
+        try:
+            return await work()
+        except UnansweredError:
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, most)
+
+
+def _status(error: UnansweredError) -> object:
+    """Return the HTTP status that was the answer, if it was one without a message."""
+    data = (error.answer.error or {}).get("data")
+    return data.get("status") if isinstance(data, dict) else None
