@@ -1,7 +1,7 @@
 """Enrolment by file: keys are made here, the droplet says who we are there, and we take its word.
 
-New keys wait in `keys/new` until their answer comes, and only then take the place of the old ones:
-asking for new keys never breaks a path that works.
+New keys wait in `keys/new` until their answer comes, and only then take the place of the old ones,
+by the pointer: asking for new keys never breaks a path that works, nor does half an answer.
 """
 
 import contextlib
@@ -17,10 +17,11 @@ from keys.enrolment import EnrolmentAnswer, EnrolmentRequest
 from keys.errors import KeyFileError
 from keys.files import write_private, write_whole
 from keys.keyring import load_token_key, make_token_key, thumbprint
+from keys.pointer import Names, read_pointer, write_pointer
 
 from . import settings
 
-TOKEN_KEY, TLS_KEY, CERTIFICATE, CA = "token.key", "tls.key", "tls.crt", "ca.crt"
+TOKEN_KEY, TLS_KEY, CA = "token.key", "tls.key", "ca.crt"
 
 
 class EnrolError(Exception):
@@ -62,8 +63,8 @@ def _tls_key(path: Path) -> ec.EllipticCurvePrivateKey:
 def install(file: Path, text: bytes) -> EnrolmentAnswer:
     """Take the answer in `text`: keys, certificate, and [https] in the settings `file`.
 
-    What a crash left half done is completed by the same answer: whatever does not wait in keys/new
-    any longer is in its place already.
+    What a crash left half done is completed by the same answer: what waits in keys/new is removed
+    last.
 
     Raises:
         EnrolError: it is not the answer to the request that was made here.
@@ -75,7 +76,9 @@ def install(file: Path, text: bytes) -> EnrolmentAnswer:
     answer = EnrolmentAnswer.read(text)
     keys = file.parent / "keys"
     new = keys / "new"
-    token, tls = (_newest(new, keys, name) for name in (TOKEN_KEY, TLS_KEY))
+    used = read_pointer(keys)
+    token = _newest(new / TOKEN_KEY, keys / used.token)
+    tls = _newest(new / TLS_KEY, keys / f"{used.tls}.key")
     if not token.exists() or not tls.exists():
         raise EnrolError("No request waits for an answer here: `catalyst-tunnel keys request`.")
     if thumbprint(load_token_key(token).public_key()) != answer.kid:
@@ -92,19 +95,41 @@ def install(file: Path, text: bytes) -> EnrolmentAnswer:
     content = _with_https(file, answer)
     settings.parse(file, content)
 
+    names = _names(keys, used, token, tls)
     if answer.ca is not None:
         write_whole(keys / CA, answer.ca.encode(), replace=True, mode=0o644)
-    for path in (token, tls):
-        path.replace(keys / path.name)
-    write_whole(keys / CERTIFICATE, answer.certificate.encode(), replace=True, mode=0o644)
+    for waiting, name in ((token, names.token), (tls, f"{names.tls}.key")):
+        if waiting.parent == new:
+            write_private(keys / name, waiting.read_bytes(), replace=True)
+    certificate = keys / f"{names.tls}.crt"
+    write_whole(certificate, answer.certificate.encode(), replace=True, mode=0o644)
+    write_private(file, content.encode(), replace=True)
+    if names != used:
+        write_pointer(keys, names)
+        for name in (*used.files("token"), *used.files("cert")):
+            (keys / name).unlink(missing_ok=True)
+    for waiting in (token, tls):
+        if waiting.parent == new:
+            waiting.unlink()
     with contextlib.suppress(OSError):  # something else lies there, and may stay
         new.rmdir()
-    write_private(file, content.encode(), replace=True)
     return answer
 
 
-def _newest(new: Path, keys: Path, name: str) -> Path:
-    return new / name if (new / name).exists() else keys / name
+def _newest(waiting: Path, used: Path) -> Path:
+    return waiting if waiting.exists() else used
+
+
+def _names(keys: Path, used: Names, token: Path, tls: Path) -> Names:
+    """Return the names for these keys: those in use where nothing else has them, or new ones."""
+    ours = {path.read_bytes() for path in (token, tls)}
+    taken = {one.name for one in keys.iterdir() if one.is_file() and one.read_bytes() not in ours}
+    private = {used.token, f"{used.tls}.key"}
+    if not private & taken:
+        return used
+    # A certificate beside a key of ours was left by a crash, and belongs to it.
+    taken -= {f"{one.stem}.crt" for one in keys.glob("*.key") if one.name not in taken}
+    return used.after(("token", "cert"), taken)
 
 
 def _check(answer: EnrolmentAnswer) -> None:
@@ -138,10 +163,9 @@ def _with_https(file: Path, answer: EnrolmentAnswer) -> str:
         "url": answer.url,
         "client": answer.client,
         "audience": answer.audience,
-        "cert": f"keys/{CERTIFICATE}",
-        "key": f"keys/{TLS_KEY}",
-        "token_key": f"keys/{TOKEN_KEY}",
     }
+    for name in ("cert", "key", "token_key"):  # the pointer says which they are
+        table.pop(name, None)
     if answer.ca is not None:
         values["ca_file"] = f"keys/{CA}"
     elif table.get("ca_file") == f"keys/{CA}":

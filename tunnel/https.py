@@ -6,7 +6,6 @@ the start, and by bytes that keep coming.
 """
 
 import asyncio
-import logging
 import ssl
 import time
 from collections.abc import Callable
@@ -24,6 +23,7 @@ from keys.token import Minter
 from .channels import P
 from .dial import dial, dial_through_proxy, notice_death
 from .http import ConnectionGoneError, HttpConnection, Pulse, header
+from .keyfiles import Stamp, Watch, stamp
 from .problems import ProblemError
 from .settings import Address, Https
 from .tokens import Clock, Ruling, Tokens
@@ -31,8 +31,6 @@ from .tokens import Clock, Ruling, Tokens
 HANDSHAKE = 10.0  # seconds for TLS
 ANSWER = 10.0  # seconds for the first answer
 LINGER = 30  # seconds of silence after which what still runs on a dead network is given up
-LOOK = 2.0  # seconds between looks at certificate and keys
-_log = logging.getLogger(__name__)
 
 ALIVE = b"/health"  # NGINX's own answer, on every site
 
@@ -41,16 +39,18 @@ class Session:
     """The https path while requests get through."""
 
     def __init__(
-        self, settings: Https, context: ssl.SSLContext, tokens: Tokens, files: list[Path]
+        self,
+        settings: Https,
+        context: ssl.SSLContext,
+        tokens: Tokens,
+        files: Callable[[], list[Path]],
     ) -> None:
         loop = asyncio.get_running_loop()
         self._settings = settings
         self._context = context
         self._pinging: asyncio.Task[None] | None = None
         self._control: HttpConnection | None = None
-        self._files = files
-        self._made_with = self._seen = [_stamp(file) for file in files]
-        self._looking = loop.call_later(LOOK, self._look)
+        self._files = Watch(files, self._want_another)
         self.replaced = False
         self.tokens = tokens
         self.wire = Pulse()
@@ -179,22 +179,8 @@ class Session:
     def calm(self) -> None:
         """Stop pinging: the peer has spoken."""
 
-    def _look(self) -> None:
-        """End it when certificate and keys were replaced by others that can be used."""
-        if not self.alive:
-            return
-        before, self._seen = self._seen, [_stamp(file) for file in self._files]
-        if self._seen == before != self._made_with:  # they have come to rest, all of them
-            self._made_with = self._seen
-            try:
-                _context(self._settings)
-            except ProblemError as exc:
-                _log.warning("kept the old certificate", extra={"problem": exc.problem})
-            else:
-                self.replaced = True
-                self.drop()
-                return
-        self._looking = asyncio.get_running_loop().call_later(LOOK, self._look)
+    def _want_another(self) -> None:
+        self.replaced = True
 
     def drop(self) -> None:
         """Take nothing new: requests do not get through here any longer."""
@@ -208,7 +194,7 @@ class Session:
     def abort(self) -> None:
         """End it; the connections with requests on them are the pool's to end."""
         self.drop()
-        self._looking.cancel()
+        self._files.stop()
         if self._pinging is not None:
             self._pinging.cancel()
         if self._control is not None:
@@ -218,16 +204,19 @@ class Session:
 _BEHIND = frozenset({"target_refused", "upstream_closed"})
 
 
-def _stamp(file: Path) -> tuple[int, int] | None:
-    try:
-        info = file.stat()
-    except OSError:
-        return None
-    return info.st_mtime_ns, info.st_ino
-
-
-async def connect(settings: Https, clock: Clock, wall: Callable[[], float] = time.time) -> Session:
+async def connect(
+    settings: Https,
+    clock: Clock,
+    files: Callable[[], list[Path]] = list,
+    wall: Callable[[], float] = time.time,
+) -> Session:
     """Load keys and certificate, and prove that a request gets through with them.
+
+    Args:
+        settings: where, and with which keys.
+        clock: the gateway's, as far as it is known.
+        files: returns the key files that are to be used now, whenever it is asked.
+        wall: seconds since the epoch, as this machine counts them.
 
     Raises:
         ProblemError: why not.
@@ -239,7 +228,6 @@ async def connect(settings: Https, clock: Clock, wall: Callable[[], float] = tim
     if facts.not_after < wall() + clock.offset:
         text = f"The client certificate {settings.cert} has expired."
         raise ProblemError("certificate_expired", text)
-    files = [settings.cert, settings.key, settings.token_key]
     session = Session(settings, _context(settings), tokens, files)
     try:
         await session.prove()
@@ -302,20 +290,21 @@ def _context(settings: Https) -> ssl.SSLContext:
     return context
 
 
-def unbound_tokens(settings: Https, clock: Clock) -> Callable[[], Tokens]:
+def unbound_tokens(settings: Callable[[], Https], clock: Clock) -> Callable[[], Tokens]:
     """Return what gives the credentials for a way without TLS of ours, as their files are now.
 
     What is returned raises ProblemError: key_unusable.
     """
-    seen: tuple[int, int] | None = None
+    seen: tuple[Path, Stamp] | None = None
     tokens: Tokens | None = None
 
     def current() -> Tokens:
         nonlocal seen, tokens
-        stamp = _stamp(settings.token_key)
-        if tokens is None or stamp != seen:
-            tokens = load_tokens(settings, clock, None)
-            seen = stamp
+        https = settings()
+        now = https.token_key, stamp(https.token_key)
+        if tokens is None or now != seen:
+            tokens = load_tokens(https, clock, None)
+            seen = now
         return tokens
 
     return current

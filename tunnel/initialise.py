@@ -43,7 +43,6 @@ hold = 30                    # seconds that requests wait for a path
 host = {quoted(answers.host)}
 port = {answers.port}
 user = {quoted(answers.user)}
-identity = {quoted(KEY.as_posix())}
 known_hosts = "known_hosts"
 target = {quoted(answers.target)}  # as the droplet sees the service
 

@@ -8,6 +8,7 @@ no agent and no ~/.ssh/config unless the settings ask for it.
 import asyncio
 import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, cast
 
 import asyncssh
@@ -18,6 +19,7 @@ from keys.files import private_file_fault
 
 from .channels import ChannelTransport, P, open_channel
 from .dial import DIAL, dial
+from .keyfiles import Watch
 from .problems import Problem, ProblemError
 from .settings import Address, Hop, Ssh
 from .wire import Wire
@@ -40,9 +42,14 @@ _CIPHERS = (
 class Carrier:
     """One SSH connection that is up."""
 
-    replaced = False
-
-    def __init__(self, connection: asyncssh.SSHClientConnection, wire: Wire | None) -> None:
+    def __init__(
+        self,
+        connection: asyncssh.SSHClientConnection,
+        wire: Wire | None,
+        files: Callable[[], list[Path]],
+    ) -> None:
+        self.replaced = False
+        self._files = Watch(files, self._want_another)
         self._connection = connection
         self._channels = 0
         self.wire = wire
@@ -81,12 +88,16 @@ class Carrier:
         if self._given_up.done() and self._channels <= 0:
             self._connection.close()
 
+    def _want_another(self) -> None:
+        self.replaced = True
+
     def _ended(self, _: object) -> None:
         self._give_up()
         if not self.lost.done():
             self.lost.set_result(None)
 
     def _give_up(self) -> None:
+        self._files.stop()
         if not self._given_up.done():
             self._given_up.set_result(None)
 
@@ -188,8 +199,12 @@ def _common(settings: Ssh) -> dict[str, Any]:
     return options
 
 
-async def connect(settings: Ssh) -> Carrier:
+async def connect(settings: Ssh, files: Callable[[], list[Path]] = list) -> Carrier:
     """Make, verify and authenticate one connection to the droplet, through the jump hosts if any.
+
+    Args:
+        settings: where, and with which key.
+        files: returns the key files that are to be used now, whenever it is asked.
 
     Raises:
         ProblemError: with the first hop that failed, and why.
@@ -217,7 +232,7 @@ async def connect(settings: Ssh) -> Carrier:
             wire = dialler.wire
             # Not before: an SSH_MSG_IGNORE inside the first key exchange breaks strict KEX.
             wire.nudge = dialler.nudge
-    return Carrier(connection, wire)
+    return Carrier(connection, wire, files)
 
 
 async def _handshake(dialler: _Dialler, hop: Hop, settings: Ssh) -> asyncssh.SSHClientConnection:

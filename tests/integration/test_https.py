@@ -40,7 +40,7 @@ from keys.files import write_private
 from tests.droplet import Sshd, free_port
 from tests.gatewayserver import Enrolled, GatewayServer
 from tests.nginxserver import Nginx
-from tunnel import https
+from tunnel import https, keyfiles
 from tunnel.demo.nginx import make_certificate
 from tunnel.http import HttpConnection
 from tunnel.https import connect
@@ -476,7 +476,7 @@ def test_the_ssh_path_mints_without_the_tls_key(far: Far, tmp_path: Path) -> Non
     shutil.copytree(far.laptop.home, home)
     settings = load_unchecked(home / "config.toml").https
     assert settings is not None
-    mint = https.unbound_tokens(settings, Clock())
+    mint = https.unbound_tokens(lambda: settings, Clock())
     settings.key.unlink()
     settings.cert.unlink()
     first = mint()
@@ -670,22 +670,24 @@ def test_connecting_cancelled_at_any_moment_leaves_nothing(far: Far, run: Run) -
     run(check())
 
 
-def test_the_session_ends_when_files_are_replaced_and_not_when_they_are_gone_for_a_moment(
+def test_another_session_is_wanted_when_files_are_replaced_and_not_when_they_are_gone(
     far: Far, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(https, "LOOK", 0.05)
+    monkeypatch.setattr(keyfiles, "LOOK", 0.05)
     home = tmp_path / "laptop"
     shutil.copytree(far.laptop.home, home)
     settings = load_unchecked(home / "config.toml").https
     assert settings is not None
 
     async def check() -> None:
-        session = await connect(settings, Clock())
+        session = await connect(settings, Clock(), lambda: [settings.cert, settings.key])
+        content = settings.key.read_bytes()
+        settings.key.unlink()
         await asyncio.sleep(0.2)
-        assert session.alive
-        write_private(settings.key, settings.key.read_bytes(), replace=True)
-        await until(lambda: not session.alive)
-        assert session.replaced
+        assert not session.replaced
+        write_private(settings.key, content, replace=False)
+        await until(lambda: session.replaced)
+        assert session.alive  # it serves until there is another one
         session.abort()
 
     run(check())

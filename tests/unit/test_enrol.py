@@ -21,6 +21,7 @@ from keys.enrolment import SIZE, EnrolmentAnswer, EnrolmentRequest
 from keys.errors import KeyFileError
 from keys.files import write_private
 from keys.keyring import base64url, load_token_key, make_token_key, thumbprint
+from keys.pointer import Names, read_pointer
 from tunnel import enrol, settings
 from tunnel.enrol import EnrolError, install, make_request
 from tunnel.settings import SettingsError
@@ -418,9 +419,15 @@ def test_enrolling_again_replaces_everything(file: Path, droplet: Droplet) -> No
     install(file, droplet.answer(make_request(file.parent), client="desktop"))
     usable(file)
     after = tree(file.parent)
-    assert after.keys() == before.keys()
-    assert all(after[name] != before[name] for name in before if name != "keys")
-    assert "keys/new" not in after
+    assert {"keys/token.key", "keys/tls.key", "keys/tls.crt"} <= before.keys()
+    assert after.keys() - before.keys() == {
+        "keys/current.json",
+        "keys/token-2.key",
+        "keys/tls-2.key",
+        "keys/tls-2.crt",
+    }
+    assert before.keys() - after.keys() == {"keys/token.key", "keys/tls.key", "keys/tls.crt"}
+    assert read_pointer(file.parent / "keys") == Names("ssh_ed25519", "token-2.key", "tls-2")
 
 
 def test_the_same_answer_twice_is_no_harm(file: Path, droplet: Droplet) -> None:
@@ -461,18 +468,22 @@ def crash_at(patch: pytest.MonkeyPatch, step: int, kind: type[BaseException]) ->
 
     patch.setattr(enrol, "write_whole", counted(enrol.write_whole, "write_whole"))
     patch.setattr(enrol, "write_private", counted(enrol.write_private, "write_private"))
-    patch.setattr(Path, "replace", counted(Path.replace, "replace"))
+    patch.setattr(enrol, "write_pointer", counted(enrol.write_pointer, "write_pointer"))
+    patch.setattr(Path, "unlink", counted(Path.unlink, "unlink"))
     patch.setattr(Path, "rmdir", counted(Path.rmdir, "rmdir"))
     return done
 
 
-STEPS = 9  # write CA; move two keys; write certificate; remove directory; write settings
+# Write CA, two keys, certificate, settings; then the pointer, and remove three old files, where
+# there are some; remove two keys that waited, and their directory.
+STEPS = {False: 8, True: 12}
 
 
 @pytest.mark.parametrize("again", ["answer", "request"])
 @pytest.mark.parametrize("kind", [Crash, OSError])
-@pytest.mark.parametrize("enrolled", [False, True])
-@pytest.mark.parametrize("step", range(STEPS))
+@pytest.mark.parametrize(
+    ("enrolled", "step"), [(again, step) for again, steps in STEPS.items() for step in range(steps)]
+)
 def test_a_crash_at_any_step_can_be_mended(
     file: Path,
     droplet: Droplet,
@@ -492,27 +503,32 @@ def test_a_crash_at_any_step_can_be_mended(
             install(file, answer)
         except (Crash, OSError):
             assert len(done) == step
-        else:  # the last step was none, or one whose failure does not matter
-            assert step >= 5
+        else:  # the directory stays, which does not matter
+            assert (kind, step) == (OSError, STEPS[enrolled] - 1)
     if again == "request":  # the answer was lost as well
         answer = droplet.answer(make_request(file.parent), ca=ca)
     install(file, answer)
     usable(file)
     assert not (file.parent / "keys" / "new").exists()
     kid = EnrolmentAnswer.read(answer).kid
-    assert thumbprint(load_token_key(file.parent / "keys" / "token.key").public_key()) == kid
+    https = settings.load_unchecked(file).https
+    assert https is not None
+    assert thumbprint(load_token_key(https.token_key).public_key()) == kid
 
 
+@pytest.mark.parametrize("enrolled", STEPS)
 def test_the_steps_are_all_that_there_are(
-    file: Path, droplet: Droplet, monkeypatch: pytest.MonkeyPatch
+    file: Path, droplet: Droplet, monkeypatch: pytest.MonkeyPatch, enrolled: bool
 ) -> None:
+    if enrolled:
+        install(file, droplet.answer(make_request(file.parent)))
     answer = droplet.answer(
         make_request(file.parent), ca=droplet.authority.certificate_pem().decode()
     )
     with monkeypatch.context() as patch:
         done = crash_at(patch, -1, Crash)
         install(file, answer)
-    assert len(done) == STEPS
+    assert len(done) == STEPS[enrolled]
 
 
 def test_a_key_made_by_hand_is_taken(file: Path, droplet: Droplet) -> None:
