@@ -23,7 +23,7 @@ from keys.token import Minter
 from .channels import P
 from .dial import dial, dial_through_proxy, notice_death
 from .http import ConnectionGoneError, HttpConnection, Pulse, header
-from .keyfiles import Stamp, Watch, stamp
+from .keyfiles import Stamp, Watch, pair_fault, stamp
 from .problems import ProblemError
 from .settings import Address, Https
 from .tokens import Clock, Ruling, Tokens
@@ -207,21 +207,21 @@ _BEHIND = frozenset({"target_refused", "upstream_closed"})
 async def connect(
     settings: Https,
     clock: Clock,
-    files: Callable[[], list[Path]] = list,
     wall: Callable[[], float] = time.time,
+    files: Callable[[], list[Path]] = list,
 ) -> Session:
     """Load keys and certificate, and prove that a request gets through with them.
 
     Args:
         settings: where, and with which keys.
         clock: the gateway's, as far as it is known.
-        files: returns the key files that are to be used now, whenever it is asked.
         wall: seconds since the epoch, as this machine counts them.
+        files: returns the key files that are to be used now, whenever it is asked.
 
     Raises:
         ProblemError: why not.
     """
-    if fault := private_file_fault(settings.key):
+    if fault := pair_fault(settings.cert, settings.key):
         raise ProblemError("key_unusable", fault)
     facts = _facts(settings.cert)
     tokens = load_tokens(settings, clock, facts.thumbprint)

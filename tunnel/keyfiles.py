@@ -157,8 +157,6 @@ def _https_faults(https: "Https", whole: bool) -> list[str]:
             for name, path in public
             if not path.is_file()
         ]
-        if not found and (fault := pair_fault(https.cert, https.key)):
-            found.append(f"[https] cert: {fault}")
     return found
 
 

@@ -51,7 +51,7 @@ def _https(
     given = _table(settings)
 
     async def connect() -> https.Session:
-        return await https.connect(_table(current.settings()), clock, current.https)
+        return await https.connect(_table(current.settings()), clock, files=current.https)
 
     link = Link(connect, keepalive=KEEPALIVE, name="https", uniform=uniform)
     return Path(

@@ -680,7 +680,7 @@ def test_another_session_is_wanted_when_files_are_replaced_and_not_when_they_are
     assert settings is not None
 
     async def check() -> None:
-        session = await connect(settings, Clock(), lambda: [settings.cert, settings.key])
+        session = await connect(settings, Clock(), files=lambda: [settings.cert, settings.key])
         content = settings.key.read_bytes()
         settings.key.unlink()
         await asyncio.sleep(0.2)
@@ -919,12 +919,19 @@ def test_credentials_that_were_mended_are_taken_without_a_restart(
     elif what == "mismatch":
         spoil(keys / "tls.key", "of another key")
     with Up(home, "--path", "https") as up:
-        if what == "mode":  # `up` would not have started with it
+        expected = {"expired": "certificate_expired", "foreign": "certificate_refused"}
+        code = expected.get(what, "key_unusable")
+        if what == "mode":  # `up` would not have started with it, but keeps what it has
             up.until(lambda: up.status().get("up"))
             write_private(keys / "tls.key", good["tls.key"], replace=True)
             (keys / "tls.key").chmod(0o640)
-        expected = {"expired": "certificate_expired", "foreign": "certificate_refused"}
-        code = expected.get(what, "key_unusable")
+            up.until(lambda: "kept the old keys" in up.said())
+            assert "[key_unusable]" in up.said()
+            assert up.get() == 200
+            write_private(keys / "tls.key", good["tls.key"], replace=True)
+            up.until(lambda: up.status()["paths"][0]["connects"] == 2)
+            assert up.get() == 200
+            return
         up.until(lambda: up.status().get("paths") and up.problem() == code)
         # Not "waiting": no second try is made by itself, but `status` has it look.
         assert up.status()["paths"][0]["state"] in ("failed", "connecting")
