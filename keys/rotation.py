@@ -54,6 +54,7 @@ TABLE: dict[Step, dict[Event, Step]] = {
 ENDS = frozenset({Step.DONE, Step.UNDONE})
 
 Desk = Literal["registry", "account"]
+DESKS: tuple[Desk, ...] = ("registry", "account")
 """Who lets SSH keys in: the gateway's registry, or authorized_keys of the account."""
 
 
@@ -97,6 +98,8 @@ class Journal:
     desk: Desk = "registry"
     via: str | None = None
     """USER@HOST by which authorized_keys is reached, where the account is the desk."""
+    authorized_keys: str | None = None
+    """The file there, where it is not the usual one of the account."""
     step: Step = Step.INTRODUCE
     since: float = 0.0
     """When the step began, seconds since the epoch."""
@@ -108,11 +111,6 @@ class Journal:
             IllegalStepError: the table has no such entry.
         """
         return replace(self, step=after(self.step, event), since=now)
-
-    @property
-    def pointed(self) -> Names:
-        """The names that the pointer holds, or is about to, before this step is done."""
-        return self.new if self.step in _SWITCHED else self.old
 
     def draining(self, now: float) -> float:
         """Return the seconds left to drain; a clock that jumped makes them no more than all."""
@@ -149,15 +147,10 @@ class Journal:
                 raise ValueError(f"{name} must be a number")
         if not 0 <= content["drain"] <= LONGEST_DRAIN:
             raise ValueError("drain is out of range")
-        if type(content["compromised"]) is not bool or content["desk"] not in (
-            "registry",
-            "account",
-        ):
+        if type(content["compromised"]) is not bool or content["desk"] not in DESKS:
             raise ValueError("compromised or desk makes no sense")
-        if content["via"] is not None and not isinstance(content["via"], str):
-            raise ValueError("via must be a string")
+        for name in ("via", "authorized_keys"):
+            if content[name] is not None and not isinstance(content[name], str):
+                raise ValueError(f"{name} must be a string")
         content["step"] = Step(content["step"])
         return cls(**cast(dict[str, Any], content))
-
-
-_SWITCHED = frozenset({Step.DRAIN, Step.RETIRE, Step.TIDY, Step.REVERT, Step.DONE})

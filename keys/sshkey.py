@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
     load_ssh_private_key,
 )
+from cryptography.hazmat.primitives.serialization.ssh import SSHPrivateKeyTypes
 
 from .errors import KeyFileError
 from .files import write_private
@@ -50,13 +51,7 @@ def public_half(path: Path) -> str:
         KeyFileError: it is not an OpenSSH private key without passphrase.
         OSError: the file cannot be read.
     """
-    try:
-        key = load_ssh_private_key(path.read_bytes(), password=None)
-    except (ValueError, TypeError, UnsupportedAlgorithm) as exc:
-        raise KeyFileError(
-            f"{path} is not an OpenSSH private key that can be read without a passphrase."
-        ) from exc
-    line = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
+    line = _load(path).public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
     return line.decode("ascii")
 
 
@@ -113,6 +108,28 @@ def proves(line: object, proof: object, audience: str, client: str, nonce: str) 
 
 def _proved(audience: str, client: str, nonce: str) -> bytes:
     return _PROOF + "\0".join((audience, client, nonce)).encode()
+
+
+def load_key(path: Path) -> Ed25519PrivateKey:
+    """Return the Ed25519 key in `path`.
+
+    Raises:
+        KeyFileError: it holds something else.
+        OSError: the file cannot be read.
+    """
+    key = _load(path)
+    if not isinstance(key, Ed25519PrivateKey):
+        raise KeyFileError(f"{path} is not an Ed25519 key.")
+    return key
+
+
+def _load(path: Path) -> SSHPrivateKeyTypes:
+    try:
+        return load_ssh_private_key(path.read_bytes(), password=None)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as exc:
+        raise KeyFileError(
+            f"{path} is not an OpenSSH private key that can be read without a passphrase."
+        ) from exc
 
 
 def fingerprint(public: str) -> str:

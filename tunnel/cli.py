@@ -1,4 +1,4 @@
-"""The command line: the only place that prints and exits.
+"""The command line; with its groups (`cli_keys`), the only place that prints and exits.
 
 Imports are late on purpose: `status` and `--help` must not pay for asyncssh.
 """
@@ -13,11 +13,13 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 
 from . import __version__
+from .cli_base import config_option, fail, file_of
+from .cli_keys import keys
 
 EXIT_CODES = """\b
 Exit codes:
@@ -27,29 +29,6 @@ Exit codes:
   3    no tunnel is running
   4    a tunnel is running but no path is up
   130  interrupted before it was done; for `up`, by a second Ctrl-C"""
-
-
-def fail(text: str, code: int = 1) -> NoReturn:
-    """Say what is wrong on stderr and exit."""
-    for line in text.splitlines():
-        click.secho(line, fg="red", err=True)
-    sys.exit(code)
-
-
-def _config_option(function: Callable[..., Any]) -> Callable[..., Any]:
-    return click.option(
-        "--config",
-        type=click.Path(path_type=Path, dir_okay=False),
-        metavar="FILE",
-        help="Settings file; its directory is the home.  [$CATALYST_HOME/config.toml, "
-        "else ~/.catalyst-tunnel/config.toml]",
-    )(function)
-
-
-def _file(config: Path | None) -> Path:
-    from .settings import home
-
-    return (config or home() / "config.toml").absolute()
 
 
 @click.group(
@@ -65,7 +44,7 @@ def cli() -> None:
     epilog="\b\nExamples:\n  catalyst-tunnel up\n  catalyst-tunnel up --path https\n"
     "  catalyst-tunnel up --log-format json"
 )
-@_config_option
+@config_option
 @click.option(
     "--path",
     "road",
@@ -83,7 +62,7 @@ def up(config: Path | None, road: str, log_format: str, verbose: bool) -> None:
     from . import log
     from .settings import SettingsError, load
 
-    file = _file(config)
+    file = file_of(config)
     try:
         settings = load(file, None if road == "auto" else road)
     except SettingsError as exc:
@@ -123,7 +102,7 @@ async def _nothing(_: object) -> None:
 def _ask(config: Path | None, command: str) -> dict[str, Any]:
     from .control import ControlError, NotRunningError, ask
 
-    file = _file(config)
+    file = file_of(config)
     try:
         return asyncio.run(ask(file.parent, command))
     except NotRunningError:
@@ -136,7 +115,7 @@ def _ask(config: Path | None, command: str) -> dict[str, Any]:
     epilog="\b\nExamples:\n  catalyst-tunnel status\n"
     "  catalyst-tunnel status --json | jq .paths\n\n" + EXIT_CODES
 )
-@_config_option
+@config_option
 @click.option("--json", "as_json", is_flag=True, help="Print the whole snapshot as JSON.")
 def status(config: Path | None, as_json: bool) -> None:
     """Send a request to the service and back, and tell what came of it."""
@@ -145,7 +124,7 @@ def status(config: Path | None, as_json: bool) -> None:
 
     if as_json:
         try:
-            data = asyncio.run(ask(_file(config).parent, "status"))
+            data = asyncio.run(ask(file_of(config).parent, "status"))
         except NotRunningError:
             click.echo(json.dumps({"up": False, "running": False}))
             sys.exit(EXIT_NOT_RUNNING)
@@ -181,13 +160,13 @@ def status(config: Path | None, as_json: bool) -> None:
 
 
 @cli.command()
-@_config_option
+@config_option
 def down(config: Path | None) -> None:
     """Stop the running tunnel; requests that run are given a few seconds."""
     from .control import control_file
 
     _ask(config, "down")
-    file = control_file(_file(config).parent)
+    file = control_file(file_of(config).parent)
     deadline = time.monotonic() + 10.0
     while file.exists() and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -202,7 +181,7 @@ def down(config: Path | None) -> None:
     "      --host-key-fingerprint SHA256:...\n"
     "  catalyst-tunnel init --show-key\n"
 )
-@_config_option
+@config_option
 @click.option("--ssh-host", metavar="HOST", help="Name or address of the droplet.")
 @click.option("--ssh-port", type=click.IntRange(1, 65535), default=22, show_default=True)
 @click.option("--ssh-user", metavar="USER", help="Account on the droplet.  [your own name]")
@@ -245,7 +224,7 @@ def init(
     from .initialise import KEY, Answers, ensure_key, line_for, write_settings
     from .settings import SettingsError, load_unchecked, parse_address
 
-    file = _file(config)
+    file = file_of(config)
     try:
         if file.exists():
             if ssh_host is not None:
@@ -330,62 +309,7 @@ def _pin(settings: Any, expected: str | None, yes: bool) -> None:
     click.echo(f"Host key: {shown} (pinned in {ssh.known_hosts})")
 
 
-@cli.group()
-def keys() -> None:
-    """Get this laptop let in by the droplet's gateway."""
-
-
-@keys.command(
-    epilog="\b\nExample, with the droplet's half in the middle:\n"
-    "  catalyst-tunnel keys request > request\n"
-    "  ssh root@droplet catalyst-gateway client add laptop --role operator \\\n"
-    "      < request > answer\n"
-    "  catalyst-tunnel keys accept answer"
-)
-@_config_option
-@click.option("--new", is_flag=True, help="Give up keys that wait for an answer; make new ones.")
-def request(config: Path | None, new: bool) -> None:
-    """Make the keys of the https path, and print the request for the droplet.
-
-    The private halves stay here. Keys that wait for an answer are kept and asked for again.
-    """
-    from keys.errors import KeyFileError
-
-    from .enrol import make_request
-
-    try:
-        text = make_request(_file(config).parent, fresh=new)
-    except KeyFileError as exc:
-        fail(str(exc), 2)
-    except OSError as exc:
-        fail(f"{exc.filename}: {exc.strerror}", 1)
-    click.echo(text, nl=False)
-
-
-@keys.command(epilog="\b\nExample:\n  catalyst-tunnel keys accept answer")
-@click.argument("answer", type=click.File("rb"))
-@_config_option
-def accept(config: Path | None, answer: Any) -> None:
-    """Check the droplet's ANSWER, install it, and complete [https] in the settings."""
-    from keys.enrolment import SIZE
-    from keys.errors import KeyFileError
-
-    from .enrol import EnrolError, install
-    from .settings import SettingsError
-
-    file = _file(config)
-    try:
-        enrolled = install(file, answer.read(SIZE + 1))
-    except (EnrolError, KeyFileError, SettingsError, ValueError) as exc:
-        fail(str(exc), 2)
-    except OSError as exc:
-        fail(f"{exc.filename}: {exc.strerror}", 1)
-    click.echo(f"{enrolled.client} may come in as {enrolled.role}, by {enrolled.url}")
-    click.echo(
-        f"Settings: {file}\n\nThen: catalyst-tunnel up\n\n"
-        "For tokens, roles and the audit log on the ssh path too, set in [ssh]:\n"
-        f'  target = "{enrolled.ssh_target}"\n  gateway = true'
-    )
+cli.add_command(keys)
 
 
 @cli.command(epilog="\b\nExamples:\n  catalyst-tunnel demo\n  catalyst-tunnel demo --port 5050")

@@ -23,7 +23,7 @@ from keys.token import Minter
 from .channels import P
 from .dial import dial, dial_through_proxy, notice_death
 from .http import ConnectionGoneError, HttpConnection, Pulse, header
-from .keyfiles import Stamp, Watch, pair_fault, stamp
+from .keyfiles import Made, Stamp, pair_fault, stamp
 from .problems import ProblemError
 from .settings import Address, Https
 from .tokens import Clock, Ruling, Tokens
@@ -50,8 +50,7 @@ class Session:
         self._context = context
         self._pinging: asyncio.Task[None] | None = None
         self._control: HttpConnection | None = None
-        self._files = Watch(files, self._want_another)
-        self.replaced = False
+        self._made = Made(files)
         self.tokens = tokens
         self.wire = Pulse()
         self.lost: asyncio.Future[None] = loop.create_future()
@@ -60,6 +59,11 @@ class Session:
     def alive(self) -> bool:
         """Whether it takes new requests."""
         return not self.lost.done()
+
+    @property
+    def replaced(self) -> bool:
+        """Whether another certificate or other keys are to be used now."""
+        return self._made.outdated
 
     async def open(self, factory: Callable[[], P], target: Address) -> P:
         """Open a connection for requests; where it leads is the gateway's to know.
@@ -179,9 +183,6 @@ class Session:
     def calm(self) -> None:
         """Stop pinging: the peer has spoken."""
 
-    def _want_another(self) -> None:
-        self.replaced = True
-
     def drop(self) -> None:
         """Take nothing new: requests do not get through here any longer."""
         if not self.lost.done():
@@ -194,7 +195,6 @@ class Session:
     def abort(self) -> None:
         """End it; the connections with requests on them are the pool's to end."""
         self.drop()
-        self._files.stop()
         if self._pinging is not None:
             self._pinging.cancel()
         if self._control is not None:

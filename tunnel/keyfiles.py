@@ -4,7 +4,6 @@ Where the settings name no files of their own, the pointer (`keys.pointer`) says
 may say others at any moment.
 """
 
-import asyncio
 import contextlib
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,8 +19,6 @@ from keys.sshkey import public_half
 
 if TYPE_CHECKING:
     from .settings import Https, Settings, Ssh
-
-LOOK = 0.5  # seconds between looks at the files that a connection was made with
 
 Stamp = tuple[int, int, int] | None
 
@@ -201,30 +198,22 @@ class Current:
         return [] if https is None else [https.cert, https.key, https.token_key]
 
 
-class Watch:
-    """Looks whether a connection was made with other files than those that are current now.
+class Made:
+    """What a connection was made with: the current files, as they were then.
 
     Args:
-        files: returns the current ones.
-        on_change: called once, when all of them are there and not the same as at the start.
+        files: returns the current ones, whenever it is asked.
     """
 
-    def __init__(self, files: Callable[[], list[Path]], on_change: Callable[[], None]) -> None:
+    def __init__(self, files: Callable[[], list[Path]]) -> None:
         self._files = files
-        self._on_change = on_change
-        self._made_with = self._state()
-        self._looking = asyncio.get_running_loop().call_later(LOOK, self._look)
+        self._with = self._now()
 
-    def _state(self) -> list[tuple[Path, Stamp]]:
+    def _now(self) -> list[tuple[Path, Stamp]]:
         return [(file, stamp(file)) for file in self._files()]
 
-    def _look(self) -> None:
-        now = self._state()
-        if now != self._made_with and all(seen is not None for _, seen in now):
-            self._on_change()
-        else:
-            self._looking = asyncio.get_running_loop().call_later(LOOK, self._look)
-
-    def stop(self) -> None:
-        """Look no more."""
-        self._looking.cancel()
+    @property
+    def outdated(self) -> bool:
+        """Whether the current files are others now, and all of them are there."""
+        now = self._now()
+        return now != self._with and all(seen is not None for _, seen in now)

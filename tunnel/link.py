@@ -40,8 +40,10 @@ class Connection(Protocol):
     """What the link needs of what it keeps up."""
 
     lost: asyncio.Future[None]
-    replaced: bool
-    """Whether a newer one is wanted, made with other keys: this one serves until there is one."""
+
+    @property
+    def replaced(self) -> bool:
+        """Whether another is wanted, made with newer keys; this one serves until there is one."""
 
     @property
     def alive(self) -> bool:

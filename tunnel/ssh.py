@@ -19,7 +19,7 @@ from keys.files import private_file_fault
 
 from .channels import ChannelTransport, P, open_channel
 from .dial import DIAL, dial
-from .keyfiles import Watch
+from .keyfiles import Made
 from .problems import Problem, ProblemError
 from .settings import Address, Hop, Ssh
 from .wire import Wire
@@ -48,8 +48,7 @@ class Carrier:
         wire: Wire | None,
         files: Callable[[], list[Path]],
     ) -> None:
-        self.replaced = False
-        self._files = Watch(files, self._want_another)
+        self._made = Made(files)
         self._connection = connection
         self._channels = 0
         self.wire = wire
@@ -83,13 +82,15 @@ class Carrier:
         """Whether it takes new channels: neither closed nor given up."""
         return not self._given_up.done() and not self._connection.is_closed()
 
+    @property
+    def replaced(self) -> bool:
+        """Whether another key is to be used now."""
+        return self._made.outdated
+
     def _count(self, change: int) -> None:
         self._channels += change
         if self._given_up.done() and self._channels <= 0:
             self._connection.close()
-
-    def _want_another(self) -> None:
-        self.replaced = True
 
     def _ended(self, _: object) -> None:
         self._give_up()
@@ -97,7 +98,6 @@ class Carrier:
             self.lost.set_result(None)
 
     def _give_up(self) -> None:
-        self._files.stop()
         if not self._given_up.done():
             self._given_up.set_result(None)
 

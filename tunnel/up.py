@@ -56,7 +56,9 @@ class Tunnel:
             for forward in self._forwards:
                 forward.listening.close()
             raise
-        self._control = ControlServer(home, {"status": self._status, "down": self._down})
+        self._control = ControlServer(
+            home, {"status": self._status, "keys": self._keys, "down": self._down}
+        )
 
     async def run(self, on_ready: Callable[[], None]) -> None:
         """Serve until told to stop; `on_ready` is called once the addresses accept.
@@ -169,6 +171,15 @@ class Tunnel:
         await asyncio.gather(*(path.probe() for path in self._paths.all))
         self._paths.pick()
         return self.snapshot().to_json()
+
+    async def _keys(self) -> dict[str, Any]:
+        """Tell what still stands on keys that are not those of now."""
+        behind = running = 0
+        for path in self._paths.all:
+            connection = path.link.connection
+            behind += connection is not None and connection.replaced
+            running += path.pool.running_without(connection)
+        return {"behind": behind, "running": running}
 
     async def _down(self) -> dict[str, Any]:
         asyncio.get_running_loop().call_soon(self._stop.set)

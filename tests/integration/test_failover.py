@@ -18,7 +18,7 @@ from keys import certs
 from keys.files import write_private
 from tests.conftest import Running
 from tests.stack import Stack, stack
-from tunnel import choice, keyfiles, link
+from tunnel import choice, link
 from tunnel.tokens import Clock
 
 __all__ = ["stack"]
@@ -264,7 +264,6 @@ async def test_a_clock_that_is_wrong_is_corrected(
 async def test_a_new_certificate_is_taken_without_a_lost_request(
     stack: Stack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(keyfiles, "LOOK", 0.1)
     monkeypatch.setattr(link, "AGAIN", 0.1)
     layout = Layout(stack.gateway.directory)
     authority = certs.load_authority(layout.ca_certificate.read_bytes(), layout.ca_key.read_bytes())

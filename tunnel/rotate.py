@@ -1,0 +1,503 @@
+"""Carrying out a rotation: `keys.rotation` says what comes next, this does it.
+
+The journal is written before each step and removed after the last, so whoever finds one goes on
+where it stopped. Nothing is believed because it was asked for: that new keys are let in is seen by
+coming in with them and no others, that old ones are not, by trying.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable, Collection
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from keys import sshkey
+from keys.errors import KeyFileError
+from keys.files import private_file_fault, write_private
+from keys.pointer import FAMILIES, Family, Names, read_pointer, write_pointer
+from keys.rotation import ENDS, Desk, Event, Journal, Step
+
+from . import authorized
+from .control import ControlError, NotRunningError, ask
+from .initialise import line_for
+from .keyfiles import directory, fixed, with_names
+from .keystore import Called, KeyStore
+from .problems import Problem, ProblemError
+from .registrar import Accepted, NewKeys, RefusedError, Registrar
+from .settings import Settings
+from .tokens import Clock
+from .wayin import gateway_paths, way_in
+
+DRAIN = 30.0  # seconds that what runs with the old keys is given at most, unless told otherwise
+NOTICE = 2.0  # seconds within which every process of this laptop has noticed a new pointer
+TAKE = 10.0  # seconds that a tunnel that runs is given to come in with the new keys
+SETTLE = 5.0  # seconds that the other end is given to act on a change of its registry
+PAUSE = 0.1  # seconds between looks
+
+WHAT: dict[Family, str] = {"ssh": "SSH key", "token": "token key", "cert": "certificate"}
+
+_SHUT = frozenset({"auth_denied", "certificate_refused", "key_unusable", "token_refused"})
+"""How keys are refused, for good."""
+
+
+class RotateError(Exception):
+    """No rotation was begun; says why."""
+
+
+class StuckError(Exception):
+    """A step cannot be done now; the journal stays, and the rotation goes on later."""
+
+    def __init__(self, step: Step, text: str) -> None:
+        self.step = step
+        super().__init__(text)
+
+
+@dataclass
+class Outcome:
+    """How a rotation ended."""
+
+    step: Step
+    families: tuple[Family, ...]
+    names: Names
+    """The keys that are in use now."""
+    reason: str | None = None
+    """Why it was taken back, where it was."""
+    warnings: list[str] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    """What each step took."""
+
+
+def journal_file(settings: Settings) -> Path:
+    """Return where the journal of a rotation is, while there is one."""
+    return directory(settings) / "rotation.json"
+
+
+def lock_file(settings: Settings) -> Path:
+    """Return the file that whoever rotates holds locked."""
+    return directory(settings) / "rotation.lock"
+
+
+def read_journal(settings: Settings) -> Journal | None:
+    """Return the rotation that was begun and not finished, if any.
+
+    Raises:
+        KeyFileError: the journal cannot be believed; says what to do.
+    """
+    file = journal_file(settings)
+    try:
+        if not file.exists():
+            return None
+        if fault := private_file_fault(file):
+            raise KeyFileError(fault)
+        return Journal.read(file.read_bytes())
+    except OSError as exc:
+        raise KeyFileError(f"{file} cannot be read ({exc.strerror}).") from exc
+    except ValueError as exc:
+        raise KeyFileError(
+            f"{file} is damaged ({exc}). The pointer beside it names the keys in use: see with "
+            "`catalyst-tunnel keys list` that they are there, then remove the file."
+        ) from None
+
+
+def families_of(settings: Settings) -> tuple[Family, ...]:
+    """Return the families of keys that these settings use."""
+    used: list[Family] = []
+    if "ssh" in settings.paths and settings.ssh.identity is not None:
+        used.append("ssh")
+    if gateway_paths(settings):
+        used.append("token")
+    if "https" in settings.paths:
+        used.append("cert")
+    return tuple(used)
+
+
+class Rotator:
+    """Rotates the keys of one laptop; whoever uses it holds the lock of `lock_file`.
+
+    Args:
+        settings: the laptop's.
+        say: is told of progress, in words.
+        wall: seconds since the epoch.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        say: Callable[[str], None],
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self._settings = settings
+        self._store = KeyStore(directory(settings))
+        self._say = say
+        self._wall = wall
+        self._clock = Clock(wall)
+        self._outcome = Outcome(Step.INTRODUCE, (), Names())
+
+    # Beginning
+
+    async def plan(
+        self,
+        families: Collection[Family],
+        *,
+        compromised: bool = False,
+        drain: float = DRAIN,
+        via: str | None = None,
+        authorized_keys: str | None = None,
+    ) -> Journal:
+        """Return the rotation of these families, not begun yet.
+
+        Raises:
+            RotateError: it cannot be made, here or over there.
+            ProblemError, RefusedError: the other end cannot be asked.
+            KeyFileError, OSError: the keys in use cannot be read.
+        """
+        chosen = tuple(family for family in FAMILIES if family in families)
+        have = families_of(self._settings)
+        for family in chosen:
+            if family not in have:
+                raise RotateError(f"No {WHAT[family]} is used by these settings: none to rotate.")
+            if named := fixed(self._settings, family):
+                raise RotateError(
+                    f"{self._settings.file} names the {WHAT[family]} itself ({named}), so it is "
+                    "yours to replace. Remove that line to leave it to `keys rotate`."
+                )
+        desk: Desk = "registry"
+        if "ssh" in chosen and not await self._registered():
+            if via is None:
+                raise RotateError(
+                    "The gateway's registry does not have this SSH key; the account's "
+                    "authorized_keys lets it in. Say by which login that file can be changed: "
+                    "--via USER@HOST. (Tokens and certificates need the gateway: `keys rotate "
+                    "token`, `keys rotate cert`.)"
+                )
+            desk = "account"
+        old = read_pointer(self._store.directory)
+        taken = [one.name for one in self._store.directory.iterdir()]
+        now = self._wall()
+        new = old.after(chosen, taken)
+        return Journal(
+            chosen, old, new, now, drain, compromised, desk, via, authorized_keys, since=now
+        )
+
+    async def _registered(self) -> bool:
+        """Return whether the registry has our SSH key."""
+        identity = self._settings.ssh.identity
+        if identity is None or not gateway_paths(self._settings):
+            return False
+        mine = sshkey.fingerprint(sshkey.public_half(identity))
+        async with self.registrar(self._settings) as (_, accepted):
+            return mine in accepted.fingerprints
+
+    # Going on
+
+    async def carry_on(self, journal: Journal) -> Outcome:
+        """Go on from the step that the journal names, to the end.
+
+        Raises:
+            StuckError: a step cannot be done now; the journal says which.
+        """
+        from .account import AccountError
+
+        outcome = self._outcome = Outcome(journal.step, journal.families, journal.old)
+        while journal.step not in ENDS:
+            began = time.monotonic()
+            try:
+                write_private(journal_file(self._settings), journal.to_text(), replace=True)
+                event = await self._do(journal)
+            except (ProblemError, KeyFileError, RefusedError, AccountError) as exc:
+                raise StuckError(journal.step, str(exc)) from exc
+            except OSError as exc:
+                text = f"{exc.filename or self._store.directory}: {exc.strerror}."
+                raise StuckError(journal.step, text) from exc
+            outcome.seconds[journal.step] = time.monotonic() - began
+            journal = journal.taken(event, self._wall())
+        try:
+            journal_file(self._settings).unlink(missing_ok=True)
+        except OSError as exc:
+            raise StuckError(journal.step, f"{exc.filename}: {exc.strerror}.") from exc
+        outcome.step = journal.step
+        outcome.names = journal.new if journal.step is Step.DONE else journal.old
+        return outcome
+
+    async def _do(self, journal: Journal) -> Event:
+        what = " and ".join(WHAT[family] for family in journal.families)
+        match journal.step:
+            case Step.INTRODUCE:
+                self._say(f"introduce: a new {what} beside the old")
+                return await self._introduce(journal)
+            case Step.PROVE:
+                self._say("prove: come in with the new alone")
+                return await self._prove(journal)
+            case Step.SWITCH:
+                self._say("switch: use the new")
+                write_pointer(self._store.directory, journal.new)
+            case Step.DRAIN:
+                self._say("drain: let what runs with the old finish")
+                await self._drain(journal)
+            case Step.RETIRE:
+                self._say("retire: have the old refused, and see that it is")
+                return await self._retire(journal)
+            case Step.TIDY:
+                self._store.remove(journal.old, journal.families)
+            case Step.REVERT:
+                self._say("revert: use the old again")
+                write_pointer(self._store.directory, journal.old)
+            case Step.UNDO:
+                self._say("undo: take the new back")
+                await self._undo(journal)
+        return Event.DONE
+
+    async def _introduce(self, journal: Journal) -> Event:
+        store, new = self._store, journal.new
+        try:
+            store.make(new, journal.families)
+            asked = self._by_registry(journal)
+            if asked:
+                keys = NewKeys(
+                    token=store.token(new) if "token" in asked else None,
+                    csr=store.csr(new) if "cert" in asked else None,
+                    ssh=store.ssh(new) if "ssh" in asked else None,
+                )
+                async with self.registrar(self._with(journal.old)) as (registrar, _):
+                    certificate = await registrar.introduce(keys)
+                if "cert" in asked:
+                    store.keep_certificate(new, certificate or "")
+            if journal.desk == "account":
+                await self._edit(journal, self._beside(journal))
+        except (RefusedError, KeyFileError) as exc:
+            return self._refused(str(exc))
+        except ProblemError as exc:
+            if exc.problem.code in _SHUT:
+                return self._refused(str(exc.problem))
+            raise
+        return Event.DONE
+
+    async def _prove(self, journal: Journal) -> Event:
+        """Come in by each path that a new key is for, with the new keys and no others."""
+        settings = self._with(journal.new)
+        deadline = time.monotonic() + SETTLE
+        for name in _paths_for(settings, journal.families):
+            while (problem := await self._try(settings, name)) is not None:
+                # A login that fails counts against this address at sshd: it is not tried twice.
+                final = problem.code in ("auth_denied", "key_unusable")
+                if problem.code not in _SHUT:
+                    raise ProblemError(problem.code, problem.message)
+                if final or time.monotonic() > deadline:
+                    return self._refused(str(problem))
+                await asyncio.sleep(PAUSE)
+        return Event.DONE
+
+    async def _drain(self, journal: Journal) -> None:
+        began = time.monotonic()
+        while True:
+            gone = time.monotonic() - began
+            behind, running = await self._behind()
+            waited = behind and gone < TAKE
+            if not journal.compromised and gone < min(NOTICE, journal.drain):
+                waited = True
+            # Both clocks: this one stands still while the machine sleeps, the other may be set.
+            left = min(journal.draining(self._wall()), journal.drain - gone)
+            if not waited and (not running or left <= 0):
+                return
+            await asyncio.sleep(PAUSE)
+
+    async def _behind(self) -> tuple[int, int]:
+        """Return what of a tunnel that runs still stands on old keys: paths, and requests."""
+        try:
+            said = await ask(self._settings.file.parent, "keys")
+            return int(said["behind"]), int(said["running"])
+        except (NotRunningError, ControlError, KeyError, TypeError, ValueError):
+            return 0, 0
+
+    async def _retire(self, journal: Journal) -> Event:
+        new = self._with(journal.new)
+        if asked := self._by_registry(journal):
+            ours = self._store.called(journal.new, asked)
+            old = self._store.called(journal.old, asked)
+            try:
+                async with self.registrar(new) as (registrar, accepted):
+                    if not _lets_in(accepted, ours):
+                        return self._refused("The registry does not have the new keys any longer.")
+                    await _retire_all(registrar, accepted, old, journal.compromised)
+            except RefusedError as exc:
+                return self._refused(str(exc))
+            except ProblemError as exc:
+                if exc.problem.code in _SHUT:
+                    return self._refused(str(exc.problem))
+                raise
+        if journal.desk == "account":
+            if (problem := await self._try(new, "ssh")) is not None:
+                if problem.code in _SHUT:
+                    return self._refused(str(problem))
+                raise ProblemError(problem.code, problem.message)
+            await self._edit(journal, self._without(journal.old))
+        for family in journal.families:
+            await self._see_refused(journal, family)
+        if journal.desk == "account" and journal.compromised:
+            await self._end_sessions(journal)
+        return Event.DONE
+
+    async def _see_refused(self, journal: Journal, family: Family) -> None:
+        """See that the old key of a family is not let in, though everything else is new."""
+        files = [self._store.directory / name for name in journal.old.files(family)]
+        if not all(file.exists() for file in files if file.suffix != ".pub"):
+            return  # removed already, which comes after this
+        settings = self._with(_with_old(journal, family))
+        deadline = time.monotonic() + SETTLE
+        for name in _paths_for(settings, (family,)):
+            while (problem := await self._try(settings, name)) is None:
+                if time.monotonic() > deadline:
+                    self._outcome.warnings.append(
+                        f"The old {WHAT[family]} is still let in by {name}: something else there "
+                        "knows it, such as a line in authorized_keys or AuthorizedKeysFile."
+                    )
+                    break
+                await asyncio.sleep(PAUSE)
+            else:
+                if problem.code not in _SHUT | {"certificate_expired"}:
+                    raise ProblemError(problem.code, problem.message)
+
+    async def _undo(self, journal: Journal) -> None:
+        """Have the new keys refused, as far as they were ever let in, and remove them."""
+        if asked := self._by_registry(journal):
+            new = self._store.called(journal.new, asked)
+            try:
+                async with self.registrar(self._with(journal.old)) as (registrar, accepted):
+                    await _retire_all(registrar, accepted, new, compromised=False)
+            except ProblemError as exc:
+                if exc.problem.code not in _SHUT:
+                    raise
+                self._outcome.warnings.append(f"The old keys are not let in either. {exc.problem}")
+        if journal.desk == "account":
+            await self._edit(journal, self._without(journal.new))
+        self._store.remove(journal.new, journal.families)
+
+    # The other end
+
+    @contextlib.asynccontextmanager
+    async def registrar(self, settings: Settings) -> AsyncIterator[tuple[Registrar, Accepted]]:
+        """Reach the registrar by the first path that leads to it, and ask what is let in now.
+
+        Raises:
+            ProblemError: no path does; says what is wrong with the first one.
+            RefusedError: there is no gateway, or it will not tell.
+        """
+        first: ProblemError | None = None
+        async with contextlib.AsyncExitStack() as stack:
+            for name in gateway_paths(settings):
+                try:
+                    way = await stack.enter_async_context(way_in(settings, name, self._clock))
+                    registrar = Registrar(way, settings, self._clock)
+                    accepted = await registrar.accepted()
+                except ProblemError as exc:
+                    first = first or exc
+                    continue
+                yield registrar, accepted
+                return
+        raise first or RefusedError("These settings name no gateway, and tokens need one.")
+
+    async def _try(self, settings: Settings, name: str) -> Problem | None:
+        """Come in by a path, and send a request; return why that fails."""
+        try:
+            async with way_in(settings, name, self._clock) as way:
+                await way.prove()
+        except ProblemError as exc:
+            return exc.problem
+        return None
+
+    async def _edit(self, journal: Journal, change: Callable[[bytes], bytes]) -> None:
+        from .account import account
+
+        via = journal.via or ""
+        async with account(via, self._settings) as login:
+            user = self._settings.ssh.user
+            file = journal.authorized_keys or await login.authorized_keys(user)
+            await login.edit(file, change)
+
+    async def _end_sessions(self, journal: Journal) -> None:
+        """End every SSH session of the account, ours too: plain sshd cannot tell them apart."""
+        from .account import AccountError, account
+
+        user = self._settings.ssh.user
+        async with account(journal.via or "", self._settings) as login:
+            ours = user is None or user == login.user
+            with contextlib.suppress(AccountError):  # it may be ours that ends
+                done = await login.run("pkill", "-KILL", "-u", user or login.user, "sshd")
+                if done.code > 1 and not ours:
+                    self._outcome.warnings.append(
+                        "Sessions of the old key may still be open: on the droplet, as root, "
+                        f"pkill -KILL -u {user} sshd"
+                    )
+
+    def _beside(self, journal: Journal) -> Callable[[bytes], bytes]:
+        old = sshkey.public_half(self._store.ssh(journal.old))
+        new = sshkey.public_half(self._store.ssh(journal.new))
+        otherwise = line_for(self._settings, new)
+        return lambda text: authorized.beside(text, old, new, otherwise)
+
+    def _without(self, names: Names) -> Callable[[bytes], bytes]:
+        try:
+            public = sshkey.public_half(self._store.ssh(names))
+        except FileNotFoundError:  # it was never made
+            return lambda text: text
+        return lambda text: authorized.without(text, public)
+
+    def _with(self, names: Names) -> Settings:
+        return with_names(self._settings, names)
+
+    def _refused(self, reason: str) -> Event:
+        self._outcome.reason = reason
+        self._say(f"refused: {reason}")
+        return Event.REFUSED
+
+    @staticmethod
+    def _by_registry(journal: Journal) -> tuple[Family, ...]:
+        """Return the families that the registry lets in."""
+        if journal.desk == "registry":
+            return journal.families
+        return tuple(family for family in journal.families if family != "ssh")
+
+
+def _paths_for(settings: Settings, families: Collection[Family]) -> list[str]:
+    """Return the paths that keys of these families are used on."""
+    wanted = set()
+    if "ssh" in families:
+        wanted.add("ssh")
+    if "token" in families:
+        wanted |= set(gateway_paths(settings))
+    if "cert" in families:
+        wanted.add("https")
+    return [name for name in settings.paths if name in wanted]
+
+
+def _with_old(journal: Journal, family: Family) -> Names:
+    """Return the new names, but for those of one family."""
+    match family:
+        case "ssh":
+            return replace(journal.new, ssh=journal.old.ssh)
+        case "token":
+            return replace(journal.new, token=journal.old.token)
+        case "cert":
+            return replace(journal.new, tls=journal.old.tls)
+
+
+def _lets_in(accepted: Accepted, keys: Called) -> bool:
+    return (
+        (keys.kid is None or keys.kid in accepted.kids)
+        and (keys.certificate is None or keys.certificate in accepted.certificates)
+        and (keys.fingerprint is None or keys.fingerprint in accepted.fingerprints)
+    )
+
+
+async def _retire_all(
+    registrar: Registrar, accepted: Accepted, keys: Called, compromised: bool
+) -> None:
+    """Have those of `keys` retired that are still let in."""
+    kids = {kid for kid in accepted.kids if kid == keys.kid}
+    ssh_keys = {one for one in accepted.fingerprints if one == keys.fingerprint}
+    certificates = {one for one in accepted.certificates if one == keys.certificate}
+    if kids:  # which takes its certificates with it
+        certificates = set()
+    if kids or certificates or ssh_keys:
+        await registrar.retire(kids, certificates, ssh_keys, compromised=compromised)
