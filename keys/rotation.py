@@ -154,3 +154,21 @@ class Journal:
                 raise ValueError(f"{name} must be a string")
         content["step"] = Step(content["step"])
         return cls(**cast(dict[str, Any], content))
+
+
+def describe(journal: Journal) -> str:
+    """Return a rotation as it will go, a line a step."""
+    files = [name for family in journal.families for name in journal.new.files(family)]
+    old = [name for family in journal.families for name in journal.old.files(family)]
+    where = "the registry" if journal.desk == "registry" else f"authorized_keys ({journal.via})"
+    wait = "waits for nothing" if journal.compromised else f"at most {journal.drain:g} s"
+    return "\n".join(
+        [
+            f"introduce  make {', '.join(files)}; have them let in beside the old, by {where}",
+            "prove      come in with the new keys and no others",
+            "switch     point at the new keys",
+            f"drain      let what runs with the old keys finish: {wait}",
+            f"retire     have {', '.join(old)} refused, and see that they are",
+            "tidy       remove the old files",
+        ]
+    )

@@ -10,30 +10,38 @@ from urllib.parse import urlsplit
 
 import tomlkit
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.x509 import InvalidVersion, load_pem_x509_certificates
 
-from keys import certs
+from keys import certs, sshkey
 from keys.enrolment import EnrolmentAnswer, EnrolmentRequest
 from keys.errors import KeyFileError
 from keys.files import write_private, write_whole
 from keys.keyring import load_token_key, make_token_key, thumbprint
-from keys.pointer import Names, read_pointer, write_pointer
+from keys.pointer import FAMILIES, Family, Names, read_pointer, write_pointer
 
 from . import settings
 
-TOKEN_KEY, TLS_KEY, CA = "token.key", "tls.key", "ca.crt"
+TOKEN_KEY, TLS_KEY, SSH_KEY, CA = "token.key", "tls.key", "ssh_ed25519", "ca.crt"
 
 
 class EnrolError(Exception):
     """The answer cannot be taken; says why. Nothing was changed."""
 
 
-def make_request(home: Path, *, fresh: bool = False) -> str:
+def make_request(
+    home: Path, *, fresh: bool = False, new_ssh: bool = False, identity: Path | None = None
+) -> str:
     """Return the request for the keys that wait in `home`/keys/new, made if there are none.
+
+    The SSH key is asked for, too, where there is one that can prove itself: the one in use, unless
+    a new one waits.
 
     Args:
         home: the directory of the settings.
         fresh: whether keys that wait are given up for new ones.
+        new_ssh: whether a new SSH key is to take the place of the one in use.
+        identity: the SSH key that the settings name, where they do.
 
     Raises:
         KeyFileError: what waits there is not such a key; it is left as it was.
@@ -42,15 +50,33 @@ def make_request(home: Path, *, fresh: bool = False) -> str:
     new = home / "keys" / "new"
     token, tls = new / TOKEN_KEY, new / TLS_KEY
     if fresh:
-        token.unlink(missing_ok=True)
-        tls.unlink(missing_ok=True)
+        for name in (TOKEN_KEY, TLS_KEY, SSH_KEY, f"{SSH_KEY}.pub"):
+            (new / name).unlink(missing_ok=True)
     if not tls.exists():
         key = ec.generate_private_key(ec.SECP256R1())
         write_private(tls, certs.private_pem(key), replace=False)
     if not token.exists():
         make_token_key(token)
-    csr = certs.make_request(_tls_key(tls))
-    return EnrolmentRequest(load_token_key(token).public_key(), csr.decode("ascii")).to_text()
+    waiting = new / SSH_KEY
+    if new_ssh and not waiting.exists():
+        sshkey.make_key(waiting)
+    csr = certs.make_request(_tls_key(tls)).decode("ascii")
+    public = load_token_key(token).public_key()
+    used = identity or home / "keys" / read_pointer(home / "keys").ssh
+    ssh = _ssh_key(waiting if waiting.exists() else used)
+    if ssh is None:
+        return EnrolmentRequest(public, csr).to_text()
+    proof = sshkey.prove(ssh, "", "", thumbprint(public))
+    line = sshkey.public_line(ssh.public_key())
+    return EnrolmentRequest(public, csr, line, proof).to_text()
+
+
+def _ssh_key(path: Path) -> Ed25519PrivateKey | None:
+    """Return the key in `path`, if it is one that can be asked for."""
+    try:
+        return sshkey.load_key(path)
+    except (KeyFileError, OSError):  # of another kind, or kept in an agent
+        return None
 
 
 def _tls_key(path: Path) -> ec.EllipticCurvePrivateKey:
@@ -95,41 +121,55 @@ def install(file: Path, text: bytes) -> EnrolmentAnswer:
     content = _with_https(file, answer)
     settings.parse(file, content)
 
-    names = _names(keys, used, token, tls)
     if answer.ca is not None:
         write_whole(keys / CA, answer.ca.encode(), replace=True, mode=0o644)
-    for waiting, name in ((token, names.token), (tls, f"{names.tls}.key")):
-        if waiting.parent == new:
+    ssh = new / SSH_KEY
+    names = _names(keys, used, token, tls, ssh)
+    for waiting, name in ((token, names.token), (tls, f"{names.tls}.key"), (ssh, names.ssh)):
+        if waiting.parent == new and waiting.exists():
             write_private(keys / name, waiting.read_bytes(), replace=True)
     certificate = keys / f"{names.tls}.crt"
     write_whole(certificate, answer.certificate.encode(), replace=True, mode=0o644)
     write_private(file, content.encode(), replace=True)
     if names != used:
-        write_pointer(keys, names)
-        for name in (*used.files("token"), *used.files("cert")):
-            (keys / name).unlink(missing_ok=True)
-    for waiting in (token, tls):
+        _point(keys, used, names)
+    for waiting in (ssh, new / f"{SSH_KEY}.pub", token, tls):
         if waiting.parent == new:
-            waiting.unlink()
+            waiting.unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # something else lies there, and may stay
         new.rmdir()
     return answer
+
+
+def _point(keys: Path, used: Names, names: Names) -> None:
+    """Use `names`, and remove what was used before."""
+    write_pointer(keys, names)
+    for family in FAMILIES:
+        for name in set(used.files(family)) - set(names.files(family)):
+            (keys / name).unlink(missing_ok=True)
 
 
 def _newest(waiting: Path, used: Path) -> Path:
     return waiting if waiting.exists() else used
 
 
-def _names(keys: Path, used: Names, token: Path, tls: Path) -> Names:
+def _names(keys: Path, used: Names, token: Path, tls: Path, ssh: Path) -> Names:
     """Return the names for these keys: those in use where nothing else has them, or new ones."""
-    ours = {path.read_bytes() for path in (token, tls)}
+    ours = {path.read_bytes() for path in (token, tls, ssh) if path.exists()}
+    families: list[Family] = ["token", "cert"]
     taken = {one.name for one in keys.iterdir() if one.is_file() and one.read_bytes() not in ours}
     private = {used.token, f"{used.tls}.key"}
+    if ssh.exists():
+        families.append("ssh")
+        private.add(used.ssh)
     if not private & taken:
         return used
-    # A certificate beside a key of ours was left by a crash, and belongs to it.
-    taken -= {f"{one.stem}.crt" for one in keys.glob("*.key") if one.name not in taken}
-    return used.after(("token", "cert"), taken)
+    # What lies beside a key of ours was left by a crash, and belongs to it.
+    free = {one.name for one in keys.iterdir() if one.name not in taken}
+    taken -= {f"{name.removesuffix('.key')}.crt" for name in free} | {
+        f"{name}.pub" for name in free
+    }
+    return used.after(families, taken)
 
 
 def _check(answer: EnrolmentAnswer) -> None:

@@ -53,6 +53,8 @@ class Session:
         self._made = Made(files)
         self.tokens = tokens
         self.wire = Pulse()
+        self.site_ends: float | None = None
+        """When NGINX's own certificate ends, seconds since the epoch."""
         self.lost: asyncio.Future[None] = loop.create_future()
 
     @property
@@ -107,6 +109,9 @@ class Session:
             raise
         if isinstance(protocol, HttpConnection):
             protocol.pulse = self.wire
+        shown = transport.get_extra_info("peercert") or {}
+        if "notAfter" in shown:
+            self.site_ends = ssl.cert_time_to_seconds(shown["notAfter"])
         del transport
         return cast(P, protocol)
 

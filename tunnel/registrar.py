@@ -147,6 +147,19 @@ class Registrar:
 
         await self._post(say, "retired")
 
+    async def revoke(self) -> None:
+        """Give up every key of this client, for good.
+
+        Raises:
+            ProblemError, RefusedError: see `accepted`.
+            KeyFileError, OSError: the key that signs cannot be read.
+        """
+
+        def say(author: Author, generation: int) -> str:
+            return author.revoke(generation, self._clock.now(), secrets.token_bytes(JTI))
+
+        await self._post(say, "revoked")
+
     async def _post(self, say: Any, done: str) -> dict[str, Any]:
         https = self._https
         if https is None:

@@ -9,8 +9,9 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Collection
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from keys import sshkey
 from keys.errors import KeyFileError
@@ -66,6 +67,10 @@ class Outcome:
     warnings: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     """What each step took."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as plain data."""
+        return {**asdict(self), "names": self.names.to_json()}
 
 
 def journal_file(settings: Settings) -> Path:
@@ -132,6 +137,8 @@ class Rotator:
         self._say = say
         self._wall = wall
         self._clock = Clock(wall)
+        self.site_ends: float | None = None
+        """When NGINX's own certificate ends (seconds since the epoch), where it was seen."""
         self._outcome = Outcome(Step.INTRODUCE, (), Names())
 
     # Beginning
@@ -393,6 +400,7 @@ class Rotator:
                 except ProblemError as exc:
                     first = first or exc
                     continue
+                self.site_ends = way.site_ends or self.site_ends
                 yield registrar, accepted
                 return
         raise first or RefusedError("These settings name no gateway, and tokens need one.")

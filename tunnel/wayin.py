@@ -50,6 +50,8 @@ class WayIn:
         self._tokens = tokens
         self._base = base
         self._host = host
+        self.site_ends: float | None = None
+        """When NGINX's own certificate ends (seconds since the epoch), where it was seen."""
 
     async def ask(
         self, method: str, target: bytes, body: bytes = b"", kind: str | None = None
@@ -133,9 +135,10 @@ async def way_in(settings: Settings, name: str, clock: Clock) -> AsyncIterator[W
         session = await https.connect(settings.https, clock)
         host = settings.https.authority.encode("ascii")
         where = Address(settings.https.host, settings.https.port)
-        yielded = WayIn(session, where, lambda: session.tokens, settings.https.base, host)
+        way = WayIn(session, where, lambda: session.tokens, settings.https.base, host)
+        way.site_ends = session.site_ends
         try:
-            yield yielded
+            yield way
         finally:
             session.abort()
         return

@@ -1,0 +1,141 @@
+"""Everything that changing keys needs, all of it real: the stack, the registrar beside it, and an
+sshd that asks the registry for keys.
+
+sshd runs a command for that only where root alone can write to it and every directory above, so
+these tests want root; they log in to an account that no other test uses, since whoever retires a
+key ends the account's sessions.
+"""
+
+import asyncio
+import contextlib
+import os
+import pwd
+import shutil
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from gateway.sshd import Lookup, match_block
+from keys.sshkey import make_key
+from tests.conftest import Running
+from tests.droplet import Sshd, Target
+from tests.registrarserver import RegistrarServer
+from tests.stack import Stack, make_stack
+from tunnel.rotate import Rotator
+from tunnel.settings import Settings, load
+from tunnel.up import Tunnel
+
+ACCOUNT = "games"
+
+
+@contextlib.contextmanager
+def command_for_sshd() -> Iterator[str]:
+    """A program that sshd will run: `catalyst-gateway`, by the interpreter of the tests."""
+    if os.geteuid() != 0:
+        pytest.skip("sshd runs AuthorizedKeysCommand only where root alone can write: run as root")
+    with contextlib.suppress(KeyError):
+        pwd.getpwnam(ACCOUNT)
+    directory = Path(tempfile.mkdtemp(dir="/run", prefix="catalyst-test-"))
+    directory.chmod(0o755)
+    program = directory / "catalyst-gateway"
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m gateway "$@"\n')
+    program.chmod(0o755)
+    try:
+        yield str(program)
+    finally:
+        shutil.rmtree(directory)
+
+
+@dataclass
+class KeyStack:
+    """The far side, and one laptop that is let in by the registry on both paths."""
+
+    stack: Stack
+    registrar: RegistrarServer
+    home: Path
+    known_hosts: Path
+
+    @property
+    def config(self) -> Path:
+        return self.home / "config.toml"
+
+    @property
+    def keys(self) -> Path:
+        return self.home / "keys"
+
+    def settings(self) -> Settings:
+        return load(self.config)
+
+    def rotator(self, said: list[str] | None = None) -> Rotator:
+        return Rotator(self.settings(), (said if said is not None else []).append)
+
+    async def tunnel(self) -> Running:
+        """Start a tunnel with both paths, in this event loop, and wait until both are up."""
+        settings = self.settings()
+        tunnel = Tunnel(settings, self.home, lambda low, high: low)
+        ready = asyncio.Event()
+        task = asyncio.ensure_future(tunnel.run(ready.set))
+        await asyncio.wait_for(ready.wait(), 5)
+        session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=40))
+        port = tunnel.snapshot().listen[0].rpartition(":")[2]
+        running = Running(tunnel, f"http://localhost:{port}", session, task, settings, self.home)
+
+        async def end() -> None:
+            await session.close()
+            tunnel.stop()
+            await task
+
+        self.stack._exits.push_async_callback(end)
+        await running.until(lambda: all(path.answered for path in tunnel.snapshot().paths))
+        return running
+
+
+CONFIG = """\
+[tunnel]
+listen = "127.0.0.1:0"
+
+[ssh]
+host = "127.0.0.1"
+port = {port}
+user = "{user}"
+known_hosts = "known_hosts"
+target = "127.0.0.1:{gateway}"
+gateway = true
+"""
+
+
+@contextlib.asynccontextmanager
+async def make_keystack(directory: Path, sshd: Sshd, target: Target) -> AsyncIterator[KeyStack]:
+    async with contextlib.AsyncExitStack() as exits:
+        program = exits.enter_context(command_for_sshd())
+        stack = await exits.enter_async_context(
+            make_stack(directory, sshd, target, ssh_user=f'"{ACCOUNT}"')
+        )
+        gateway = stack.gateway
+        sshd.user = ACCOUNT
+        targets = [f"127.0.0.1:{gateway.port}"]
+        sshd.config_lines = [
+            match_block(ACCOUNT, targets, Lookup(program, gateway.directory, "root"))
+        ]
+        sshd.restart()
+        registrar = exits.enter_context(RegistrarServer(gateway.directory))
+        home = directory / "mobile"
+        make_key(home / "keys" / "ssh_ed25519")
+        (home / "config.toml").write_text(
+            CONFIG.format(port=stack.ssh_road.port, user=ACCOUNT, gateway=gateway.port)
+        )
+        known_hosts = home / "known_hosts"
+        known_hosts.write_text(f"[127.0.0.1]:{stack.ssh_road.port} {sshd.host_key}\n")
+        gateway.enrol(home, "operator")
+        yield KeyStack(stack, registrar, home, known_hosts)
+
+
+@pytest.fixture
+async def keystack(sshd: Sshd, target: Target, tmp_path: Path) -> AsyncIterator[KeyStack]:
+    async with make_keystack(tmp_path, sshd, target) as made:
+        yield made
