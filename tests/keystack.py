@@ -14,8 +14,9 @@ import shutil
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
@@ -74,16 +75,22 @@ class KeyStack:
     def rotator(self, said: list[str] | None = None) -> Rotator:
         return Rotator(self.settings(), (said if said is not None else []).append)
 
-    async def tunnel(self) -> Running:
-        """Start a tunnel with both paths, in this event loop, and wait until both are up."""
-        settings = self.settings()
-        tunnel = Tunnel(settings, self.home, lambda low, high: low)
+    async def tunnel(self, home: Path | None = None, **own: Any) -> Running:
+        """Start a tunnel in this event loop, and wait until its paths are up.
+
+        Args:
+            home: where it is controlled from, if that is not where a rotation looks.
+            own: settings of its own.
+        """
+        settings = replace(self.settings(), **own)
+        home = home or self.home
+        tunnel = Tunnel(settings, home, lambda low, high: low)
         ready = asyncio.Event()
         task = asyncio.ensure_future(tunnel.run(ready.set))
         await asyncio.wait_for(ready.wait(), 5)
         session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=40))
         port = tunnel.snapshot().listen[0].rpartition(":")[2]
-        running = Running(tunnel, f"http://localhost:{port}", session, task, settings, self.home)
+        running = Running(tunnel, f"http://localhost:{port}", session, task, settings, home)
 
         async def end() -> None:
             await session.close()
@@ -114,7 +121,14 @@ async def make_keystack(directory: Path, sshd: Sshd, target: Target) -> AsyncIte
     async with contextlib.AsyncExitStack() as exits:
         program = exits.enter_context(command_for_sshd())
         stack = await exits.enter_async_context(
-            make_stack(directory, sshd, target, ssh_user=f'"{ACCOUNT}"')
+            make_stack(
+                directory,
+                sshd,
+                target,
+                ssh_user=f'"{ACCOUNT}"',
+                requests_per_second="1000",
+                burst="2000",
+            )
         )
         gateway = stack.gateway
         sshd.user = ACCOUNT

@@ -156,6 +156,9 @@ def status(config: Path | None, as_json: bool) -> None:
     )
     for code, count in sorted(snapshot.problems.items()):
         click.echo(f"  {count} times {code}")
+    for notice in snapshot.notices:
+        text = f"  {notice['message']} {notice['remedy']} [{notice['code']}]"
+        click.secho(text, fg="yellow")
     sys.exit(snapshot.exit_code)
 
 

@@ -16,6 +16,8 @@ from . import __version__
 from .choice import Paths
 from .control import ControlServer
 from .forward import Forward
+from .https import Session
+from .keeper import Keeper
 from .lifecycle import State
 from .listener import Listener
 from .roads import make_paths
@@ -44,6 +46,7 @@ class Tunnel:
         self._stop = asyncio.Event()
         self._paths = Paths(make_paths(settings, uniform))
         self._listener = Listener(settings, self._paths)
+        self._keeper = Keeper(settings, self._site_ends, self._look)
         self._forwards: list[Forward] = []
         try:
             for rule in settings.forwards:
@@ -81,6 +84,7 @@ class Tunnel:
             *(asyncio.ensure_future(path.link.run()) for path in self._paths.all),
             *(asyncio.ensure_future(path.upkeep()) for path in self._paths.all),
             *(asyncio.ensure_future(listening.keep()) for listening in listenings),
+            asyncio.ensure_future(self._keeper.run()),
         ]
         stopping = asyncio.ensure_future(self._stop.wait())
         try:
@@ -161,6 +165,7 @@ class Tunnel:
             held=listener.hold.waiting,
             answered=listener.counters.answered,
             problems=dict(listener.counters.problems),
+            notices=[notice.to_json() for notice in self._keeper.notices],
         )
 
     async def _status(self) -> dict[str, Any]:
@@ -171,6 +176,16 @@ class Tunnel:
         await asyncio.gather(*(path.probe() for path in self._paths.all))
         self._paths.pick()
         return self.snapshot().to_json()
+
+    def _look(self) -> None:
+        """Have every path look at once: keys were replaced, which may mend what had failed."""
+        for path in self._paths.all:
+            path.link.look()
+
+    def _site_ends(self) -> float | None:
+        sessions = (path.link.connection for path in self._paths.all)
+        ends = [one.site_ends for one in sessions if isinstance(one, Session)]
+        return ends[0] if ends else None
 
     async def _keys(self) -> dict[str, Any]:
         """Tell what still stands on keys that are not those of now."""
