@@ -41,16 +41,30 @@ class Names:
                 return f"{self.tls}.key", f"{self.tls}.crt"
 
     def after(self, families: Collection[Family], taken: Collection[str]) -> "Names":
-        """Return the names of the next keys of `families`: numbered, and not among `taken`."""
+        """Return the names of the next keys of `families`: numbered on, and not among `taken`."""
         names = self
-        number = 2
         for family in families:
-            while True:
-                names = replace(names, **_numbered(family, self, number))
-                if not set(names.files(family)) & set(taken):
-                    break
+            number = self._number(family) + 1
+            while set((following := names._numbered(family, number)).files(family)) & set(taken):
                 number += 1
+            names = following
         return names
+
+    def _number(self, family: Family) -> int:
+        match = re.search(r"-([0-9]{1,9})(\.key)?$", self.files(family)[0])
+        return int(match[1]) if match else 1
+
+    def _numbered(self, family: Family, number: int) -> "Names":
+        def again(name: str) -> str:
+            return f"{re.sub(r'-[0-9]{1,9}$', '', name)}-{number}"
+
+        match family:
+            case "ssh":
+                return replace(self, ssh=again(self.ssh))
+            case "token":
+                return replace(self, token=f"{again(self.token.removesuffix('.key'))}.key")
+            case "cert":
+                return replace(self, tls=again(self.tls))
 
     def to_json(self) -> dict[str, str]:
         """Return it as plain data."""
@@ -69,19 +83,6 @@ class Names:
             if not isinstance(name, str) or not _NAME.fullmatch(name):
                 raise ValueError("must name files in its own directory")
         return cls(**content)
-
-
-def _numbered(family: Family, names: Names, number: int) -> dict[str, str]:
-    def first(name: str) -> str:
-        return re.sub(r"-[0-9]+$", "", name)
-
-    match family:
-        case "ssh":
-            return {"ssh": f"{first(names.ssh)}-{number}"}
-        case "token":
-            return {"token": f"{first(names.token.removesuffix('.key'))}-{number}.key"}
-        case "cert":
-            return {"tls": f"{first(names.tls)}-{number}"}
 
 
 def pointer_file(keys: Path) -> Path:

@@ -22,14 +22,19 @@ import aiohttp
 import pytest
 
 from gateway.sshd import Lookup, match_block
+from keys.pointer import FAMILIES, read_pointer
 from keys.sshkey import make_key
 from tests.conftest import Running
 from tests.droplet import Sshd, Target
 from tests.registrarserver import RegistrarServer
 from tests.stack import Stack, make_stack
-from tunnel.rotate import Rotator
+from tunnel.keyfacts import key_facts
+from tunnel.registrar import Accepted
+from tunnel.rotate import Rotator, read_journal
 from tunnel.settings import Settings, load
+from tunnel.tokens import Clock
 from tunnel.up import Tunnel
+from tunnel.wayin import way_in
 
 ACCOUNT = "games"
 
@@ -74,6 +79,31 @@ class KeyStack:
 
     def rotator(self, said: list[str] | None = None) -> Rotator:
         return Rotator(self.settings(), (said if said is not None else []).append)
+
+    async def accepted(self) -> Accepted:
+        """What the other end lets in now."""
+        async with self.rotator().registrar(self.settings()) as (_, accepted):
+            return accepted
+
+    async def has_a_way_in(self) -> None:
+        """A request goes through on both paths, with the keys that the settings name now."""
+        for name in ("ssh", "https"):
+            async with way_in(self.settings(), name, Clock()) as way:
+                await way.prove()
+
+    async def is_tidy(self) -> None:
+        """There is one key of each family, here and over there, and nothing half done."""
+        settings = self.settings()
+        facts = {one.family: one.name for one in key_facts(settings)}
+        accepted = await self.accepted()
+        assert accepted.kids == {facts["token"]}
+        assert accepted.certificates == {facts["cert"]}
+        assert accepted.fingerprints == {facts["ssh"]}
+        names = read_pointer(self.keys)
+        wanted = {name for family in FAMILIES for name in names.files(family)}
+        there = {one.name for one in self.keys.iterdir()}
+        assert there - {"current.json", "rotation.lock", "ca.crt"} == wanted
+        assert not read_journal(settings)
 
     async def tunnel(self, home: Path | None = None, **own: Any) -> Running:
         """Start a tunnel in this event loop, and wait until its paths are up.

@@ -11,6 +11,7 @@ import shlex
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import asyncssh
 
@@ -37,10 +38,24 @@ class Done:
 
 
 class Account:
-    """A login on the droplet."""
+    """A login on the droplet.
 
-    def __init__(self, connection: asyncssh.SSHClientConnection) -> None:
+    Attributes:
+        host, port: where it is, once ~/.ssh/config has been asked.
+    """
+
+    def __init__(self, connection: asyncssh.SSHClientConnection, host: str, port: int) -> None:
         self._connection = connection
+        self.host = host
+        self.port = port
+
+    @property
+    def host_key(self) -> str:
+        """The droplet's host key, "type base64", which known_hosts has vouched for."""
+        key = self._connection.get_server_host_key()
+        if key is None:
+            raise AccountError("The droplet proved itself without a host key of its own.")
+        return " ".join(key.export_public_key("openssh").decode("ascii").split()[:2])
 
     @property
     def user(self) -> str:
@@ -61,6 +76,18 @@ class Account:
             raise AccountError(text) from exc
         code = done.returncode
         return Done(-1 if code is None else code, str(done.stdout), str(done.stderr))
+
+    async def end_sessions(self, user: str) -> bool:
+        """End the SSH sessions of an account other than root; return whether there are none left.
+
+        Where it is the one of this login, this login ends as well.
+        """
+        pattern = f"^sshd(-session)?: {re.escape(user)}(@| |$)"
+        try:
+            done = await self.run("pkill", "-KILL", "-u", user, "-f", pattern)
+        except AccountError:
+            return user == self.user
+        return done.code in (0, 1) or (done.code < 0 and user == self.user)
 
     async def authorized_keys(self, user: str | None) -> str:
         """Return the usual file of an account: ours, or that of `user`.
@@ -116,10 +143,12 @@ async def _replace(
     sftp: asyncssh.SFTPClient, file: str, before: bytes | None, after: bytes
 ) -> bool:
     """Write `after` in the place of `before`; return False where it is not there any longer."""
-    place = PurePosixPath(await sftp.realpath(file))  # a link stays one
     if before is None:
         with contextlib.suppress(asyncssh.SFTPFailure, asyncssh.SFTPFileAlreadyExists):
-            await sftp.mkdir(str(place.parent), asyncssh.SFTPAttrs(permissions=0o700))
+            above = str(PurePosixPath(file).parent)
+            await sftp.mkdir(above, asyncssh.SFTPAttrs(permissions=0o700))
+    place = PurePosixPath(str(await sftp.realpath(file)))  # a link stays one
+    if before is None:
         owner, mode = await sftp.stat(str(place.parent)), 0o600
     else:
         owner = await sftp.stat(str(place))
@@ -168,7 +197,7 @@ async def account(via: str, settings: Settings | None) -> AsyncIterator[Account]
         ValueError: `via` is not [USER@]HOST[:PORT].
     """
     user, host, port = parse_via(via)
-    options: dict[str, object] = {"login_timeout": DEADLINE}
+    options: dict[str, Any] = {"login_timeout": DEADLINE}
     if user is not None:
         options["username"] = user
     if port is not None:
@@ -179,7 +208,8 @@ async def account(via: str, settings: Settings | None) -> AsyncIterator[Account]
     options["known_hosts"] = [str(one) for one in known if one.is_file()]
     try:
         async with asyncio.timeout(DEADLINE):
-            connection = await asyncssh.connect(host, **options)
+            configured = asyncssh.SSHClientConnectionOptions(host=host, **options)
+            connection = await asyncssh.connect(host, options=configured)
     except TimeoutError as exc:
         raise AccountError(f"{via} does not answer within {DEADLINE:g} s.") from exc
     except asyncssh.HostKeyNotVerifiable as exc:
@@ -190,6 +220,7 @@ async def account(via: str, settings: Settings | None) -> AsyncIterator[Account]
     except (asyncssh.Error, OSError, ValueError) as exc:
         raise AccountError(f"No SSH connection to {via} ({type(exc).__name__}).") from exc
     try:
-        yield Account(connection)
+        where = configured.host or host, configured.port or 22
+        yield Account(connection, *where)
     finally:
         connection.abort()

@@ -19,6 +19,7 @@ import click
 
 from . import __version__
 from .cli_base import config_option, fail, file_of
+from .cli_enroll import enroll
 from .cli_keys import keys
 
 EXIT_CODES = """\b
@@ -312,6 +313,7 @@ def _pin(settings: Any, expected: str | None, yes: bool) -> None:
     click.echo(f"Host key: {shown} (pinned in {ssh.known_hosts})")
 
 
+cli.add_command(enroll)
 cli.add_command(keys)
 
 

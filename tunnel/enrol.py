@@ -128,6 +128,9 @@ def install(file: Path, text: bytes) -> EnrolmentAnswer:
     for waiting, name in ((token, names.token), (tls, f"{names.tls}.key"), (ssh, names.ssh)):
         if waiting.parent == new and waiting.exists():
             write_private(keys / name, waiting.read_bytes(), replace=True)
+    if ssh.exists():
+        public = f"{sshkey.public_half(ssh)}\n".encode()
+        write_private(keys / f"{names.ssh}.pub", public, replace=True)
     certificate = keys / f"{names.tls}.crt"
     write_whole(certificate, answer.certificate.encode(), replace=True, mode=0o644)
     write_private(file, content.encode(), replace=True)

@@ -40,6 +40,7 @@ WHAT: dict[Family, str] = {"ssh": "SSH key", "token": "token key", "cert": "cert
 
 _SHUT = frozenset({"auth_denied", "certificate_refused", "key_unusable", "token_refused"})
 """How keys are refused, for good."""
+_OUT = _SHUT | {"certificate_expired"}
 
 
 class RotateError(Exception):
@@ -283,15 +284,16 @@ class Rotator:
     async def _prove(self, journal: Journal) -> Event:
         """Come in by each path that a new key is for, with the new keys and no others."""
         settings = self._with(journal.new)
-        deadline = time.monotonic() + SETTLE
         for name in _paths_for(settings, journal.families):
+            deadline = time.monotonic() + SETTLE
             while (problem := await self._try(settings, name)) is not None:
                 # A login that fails counts against this address at sshd: it is not tried twice.
                 final = problem.code in ("auth_denied", "key_unusable")
-                if problem.code not in _SHUT:
-                    raise ProblemError(problem.code, problem.message)
-                if final or time.monotonic() > deadline:
+                late = time.monotonic() > deadline
+                if problem.code in _SHUT and (final or late):
                     return self._refused(str(problem))
+                if late:
+                    raise ProblemError(problem.code, problem.message)
                 await asyncio.sleep(PAUSE)
         return Event.DONE
 
@@ -351,19 +353,18 @@ class Rotator:
         if not all(file.exists() for file in files if file.suffix != ".pub"):
             return  # removed already, which comes after this
         settings = self._with(_with_old(journal, family))
-        deadline = time.monotonic() + SETTLE
         for name in _paths_for(settings, (family,)):
-            while (problem := await self._try(settings, name)) is None:
+            deadline = time.monotonic() + SETTLE
+            while (problem := await self._try(settings, name)) is None or problem.code not in _OUT:
                 if time.monotonic() > deadline:
+                    if problem is not None:
+                        raise ProblemError(problem.code, problem.message)
                     self._outcome.warnings.append(
                         f"The old {WHAT[family]} is still let in by {name}: something else there "
                         "knows it, such as a line in authorized_keys or AuthorizedKeysFile."
                     )
                     break
                 await asyncio.sleep(PAUSE)
-            else:
-                if problem.code not in _SHUT | {"certificate_expired"}:
-                    raise ProblemError(problem.code, problem.message)
 
     async def _undo(self, journal: Journal) -> None:
         """Have the new keys refused, as far as they were ever let in, and remove them."""
@@ -425,18 +426,16 @@ class Rotator:
 
     async def _end_sessions(self, journal: Journal) -> None:
         """End every SSH session of the account, ours too: plain sshd cannot tell them apart."""
-        from .account import AccountError, account
+        from .account import account
 
-        user = self._settings.ssh.user
         async with account(journal.via or "", self._settings) as login:
-            ours = user is None or user == login.user
-            with contextlib.suppress(AccountError):  # it may be ours that ends
-                done = await login.run("pkill", "-KILL", "-u", user or login.user, "sshd")
-                if done.code > 1 and not ours:
-                    self._outcome.warnings.append(
-                        "Sessions of the old key may still be open: on the droplet, as root, "
-                        f"pkill -KILL -u {user} sshd"
-                    )
+            user = self._settings.ssh.user or login.user
+            # Of root's processes called sshd one is the server itself.
+            if user == "root" or not await login.end_sessions(user):
+                self._outcome.warnings.append(
+                    "Sessions that came in with the old key may still be open: end them on the "
+                    f"droplet, as root (the account is {user})."
+                )
 
     def _beside(self, journal: Journal) -> Callable[[bytes], bytes]:
         old = sshkey.public_half(self._store.ssh(journal.old))

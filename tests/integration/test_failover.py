@@ -38,6 +38,7 @@ class Traffic:
 
     run: Running
     every: float = 0.05
+    first: int = 0
     failed_reads: list[str] = field(default_factory=list)
     calls: Counter[int] = field(default_factory=Counter)
     sent: dict[str, int] = field(default_factory=dict)
@@ -45,7 +46,7 @@ class Traffic:
 
     async def go(self, over: asyncio.Event) -> None:
         running: set[asyncio.Task[None]] = set()
-        for number in itertools.count():
+        for number in itertools.count(self.first):
             if over.is_set():
                 break
             kind = (self.get, self.read, self.call)[number % 3]

@@ -22,6 +22,7 @@ from keys.errors import KeyFileError
 from keys.files import write_private
 from keys.keyring import base64url, load_token_key, make_token_key, thumbprint
 from keys.pointer import Names, read_pointer
+from keys.sshkey import make_key, public_half
 from tunnel import enrol, settings
 from tunnel.enrol import EnrolError, install, make_request
 from tunnel.settings import SettingsError
@@ -475,8 +476,8 @@ def crash_at(patch: pytest.MonkeyPatch, step: int, kind: type[BaseException]) ->
 
 
 # Write CA, two keys, certificate, settings; then the pointer, and remove three old files, where
-# there are some; remove two keys that waited, and their directory.
-STEPS = {False: 8, True: 12}
+# there are some; remove what may have waited, four files, and their directory.
+STEPS = {False: 10, True: 14}
 
 
 @pytest.mark.parametrize("again", ["answer", "request"])
@@ -536,3 +537,49 @@ def test_a_key_made_by_hand_is_taken(file: Path, droplet: Droplet) -> None:
     make_token_key(file.parent / "keys" / "new" / "token.key")
     install(file, droplet.answer(make_request(file.parent)))
     usable(file)
+
+
+# The SSH key.
+
+
+def asked_for(text: str) -> str | None:
+    return EnrolmentRequest.read(text.encode()).ssh_key
+
+
+def test_the_ssh_key_in_use_is_asked_for(file: Path) -> None:
+    public = make_key(file.parent / "keys" / "ssh_ed25519")
+    text = make_request(file.parent)
+    assert asked_for(text) == public
+    assert "PRIVATE" not in text
+
+
+def test_a_key_that_cannot_prove_itself_is_not_asked_for(file: Path) -> None:
+    assert asked_for(make_request(file.parent)) is None
+    write_private(file.parent / "keys" / "ssh_ed25519", b"spoilt", replace=False)
+    assert asked_for(make_request(file.parent)) is None
+
+
+def test_the_ssh_key_that_the_settings_name_is_asked_for(file: Path, tmp_path: Path) -> None:
+    make_key(file.parent / "keys" / "ssh_ed25519")
+    public = make_key(tmp_path / "mine")
+    assert asked_for(make_request(file.parent, identity=tmp_path / "mine")) == public
+
+
+def test_a_new_ssh_key_waits_and_then_takes_the_place_of_the_old(
+    file: Path, droplet: Droplet
+) -> None:
+    keys = file.parent / "keys"
+    old = make_key(keys / "ssh_ed25519")
+    request = make_request(file.parent, new_ssh=True)
+    new = asked_for(request)
+    assert new not in (None, old)
+    assert asked_for(make_request(file.parent)) == new
+    assert public_half(keys / "ssh_ed25519") == old
+    install(file, droplet.answer(request))
+    usable(file)
+    identity = settings.load_unchecked(file).ssh.identity
+    assert identity is not None
+    assert public_half(identity) == new
+    assert identity.with_name(f"{identity.name}.pub").read_text() == f"{new}\n"
+    assert not (keys / "ssh_ed25519").exists()
+    assert not (keys / "new").exists()
