@@ -53,13 +53,21 @@ class KeyStore:
         """
         for family in families:
             match family:
-                case "ssh" if not self.ssh(names).exists():
-                    sshkey.make_key(self.ssh(names))
+                case "ssh":
+                    self._make_ssh(self.ssh(names))
                 case "token" if not self.token(names).exists():
                     make_token_key(self.token(names))
                 case "cert" if not self.tls(names).exists():
                     key = ec.generate_private_key(ec.SECP256R1())
                     write_private(self.tls(names), certs.private_pem(key), replace=False)
+
+    @staticmethod
+    def _make_ssh(path: Path) -> None:
+        public = path.with_name(f"{path.name}.pub")
+        if not path.exists():
+            sshkey.make_key(path)
+        elif not public.exists():  # the disk was full, or the machine went down, in between
+            write_private(public, f"{sshkey.public_half(path)}\n".encode(), replace=False)
 
     def csr(self, names: Names) -> str:
         """Return the request for a certificate of the TLS key.

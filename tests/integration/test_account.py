@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import itertools
 import os
+import shutil
 import stat
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ from keys.sshkey import authorized_line, make_key, public_half
 from tests.conftest import Running
 from tests.droplet import Sshd, Target
 from tests.integration.test_failover import Traffic
-from tests.keystack import ACCOUNT
+from tests.keystack import ACCOUNT, command_for_sshd
 from tests.rotating import instrument
 from tunnel.account import Account, AccountError, account
 from tunnel.care import rotate_now
@@ -192,6 +193,16 @@ async def test_compromised_ends_the_sessions_of_the_account(plain: Plain) -> Non
     """All of them: plain sshd cannot tell by which key they came."""
     config = plain.home / "config.toml"
     config.write_text(config.read_text().replace('user = "root"', f'user = "{ACCOUNT}"'))
+    with command_for_sshd() as program:  # for its directory, which the account can read
+        plain.file = shutil.copy(plain.file, Path(program).parent / "keys")
+        plain.file.chmod(0o644)
+        rule = f"Match User {ACCOUNT}\nAuthorizedKeysFile {plain.file}"
+        plain.sshd.config_lines.append(rule)
+        plain.sshd.restart()
+        await _compromised(plain)
+
+
+async def _compromised(plain: Plain) -> None:
     held = await connect(plain.settings().ssh)
     async with plain.login() as mine:
         outcome = await plain.rotate(compromised=True)

@@ -1,10 +1,12 @@
 """`enroll`: a laptop that is let in, in one go; and again, without harm."""
 
+import asyncio
 import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,7 +28,11 @@ class Operator:
     sshd: Sshd
     home: Path
 
-    def enroll(
+    async def enroll(self, *more: str, **how: Any) -> subprocess.CompletedProcess[str]:
+        """Run the command, while the service goes on in this event loop."""
+        return await asyncio.to_thread(self._enroll, *more, **how)
+
+    def _enroll(
         self, *more: str, stdin: str = "", code: int = 0, account: str = ACCOUNT
     ) -> subprocess.CompletedProcess[str]:
         file = str(self.sshd.directory / "authorized_keys")
@@ -79,39 +85,39 @@ def by_gateway(keystack: KeyStack, tmp_path: Path) -> Iterator[Operator]:
 
 
 async def test_by_the_gateway_in_one_go(by_gateway: Operator) -> None:
-    done = by_gateway.enroll("--name", "desk", "--yes", "--listen", "127.0.0.1:0")
+    done = await by_gateway.enroll("--name", "desk", "--yes", "--listen", "127.0.0.1:0")
     assert "let desk in as operator" in done.stdout
     assert "came in by ssh" in done.stderr
     assert "came in by https" in done.stderr
     assert await by_gateway.comes_in() == ["ssh", "https"]
     assert load(by_gateway.home / "config.toml").ssh.gateway
     before = {file: file.read_bytes() for file in by_gateway.home.rglob("*") if file.is_file()}
-    again = by_gateway.enroll("--name", "desk", "--yes")
+    again = await by_gateway.enroll("--name", "desk", "--yes")
     assert "nothing, desk is let in with the keys that are here" in again.stdout
     assert {file: file.read_bytes() for file in before} == before
 
 
 async def test_it_asks_first_and_no_changes_nothing(by_gateway: Operator) -> None:
-    done = by_gateway.enroll("--name", "desk", stdin="n\n", code=130)
+    done = await by_gateway.enroll("--name", "desk", stdin="n\n", code=130)
     assert "Do that?" in done.stdout
     assert not by_gateway.home.exists()
 
 
 async def test_the_name_of_another_is_not_taken_unless_told(by_gateway: Operator) -> None:
-    done = by_gateway.enroll("--name", "mobile", "--yes", code=1)
+    done = await by_gateway.enroll("--name", "mobile", "--yes", code=1)
     assert "--replace" in done.stderr
     assert not by_gateway.home.exists()
-    by_gateway.enroll("--name", "mobile", "--yes", "--replace", "--listen", "127.0.0.1:0")
+    await by_gateway.enroll("--name", "mobile", "--yes", "--replace", "--listen", "127.0.0.1:0")
     assert await by_gateway.comes_in() == ["ssh", "https"]
 
 
 async def test_one_that_was_interrupted_is_finished(by_gateway: Operator) -> None:
     """The answer of `client add` was lost: the client is there, and nothing of it here."""
-    by_gateway.enroll("--name", "desk", "--yes", "--listen", "127.0.0.1:0")
+    await by_gateway.enroll("--name", "desk", "--yes", "--listen", "127.0.0.1:0")
     (by_gateway.home / "keys" / "token.key").unlink()
-    done = by_gateway.enroll("--name", "desk", "--yes", code=1)
+    done = await by_gateway.enroll("--name", "desk", "--yes", code=1)
     assert "--replace" in done.stderr
-    by_gateway.enroll("--name", "desk", "--yes", "--replace")
+    await by_gateway.enroll("--name", "desk", "--yes", "--replace")
     assert await by_gateway.comes_in() == ["ssh", "https"]
 
 
@@ -122,18 +128,18 @@ async def test_without_a_gateway_a_line_is_enough(
     sshd.restart()
     made = operator(tmp_path / "operator", sshd)
     where = ("--target", f"{target.host}:{target.port}", "--listen", "127.0.0.1:0")
-    done = made.enroll(*where, "--yes", account=sshd.user)
+    done = await made.enroll(*where, "--yes", account=sshd.user)
     assert "a line in authorized_keys" in done.stdout
     assert await made.comes_in() == ["ssh"]
     lines = (sshd.directory / "authorized_keys").read_text()
     assert lines.count("restrict,port-forwarding") == 1
-    made.enroll(*where, "--yes", account=sshd.user)
+    await made.enroll(*where, "--yes", account=sshd.user)
     assert (sshd.directory / "authorized_keys").read_text() == lines
 
 
-def test_a_droplet_that_is_not_known_is_refused(sshd: Sshd, tmp_path: Path) -> None:
+async def test_a_droplet_that_is_not_known_is_refused(sshd: Sshd, tmp_path: Path) -> None:
     made = operator(tmp_path / "operator", sshd)
     (made.directory / ".ssh" / "known_hosts").write_text("")
-    done = made.enroll("--yes", code=1)
+    done = await made.enroll("--yes", code=1)
     assert "host key" in done.stderr
     assert not made.home.exists()

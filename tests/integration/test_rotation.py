@@ -131,10 +131,10 @@ async def test_killed_after_every_effect(keystack: KeyStack) -> None:
 
 @pytest.mark.timeout(300)
 async def test_killed_again_and_again(keystack: KeyStack) -> None:
-    """Each process gets two effects further than the one before it."""
+    """Each process gets a step further than the one before it, no more."""
     before = read_pointer(keystack.keys)
     for _ in range(20):
-        said = await asyncio.to_thread(killed_after, keystack, 2)
+        said = await asyncio.to_thread(killed_after, keystack, 4)
         await keystack.has_a_way_in()
         if said[-1] == "done":
             break
