@@ -14,7 +14,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from bench import failover, gateway, recovery, report, upkeep, verdict, workloads
+from bench import failover, gateway, recovery, report, rotation, upkeep, verdict, workloads
 from bench.processes import Generator
 from tests.droplet import find_sshd
 
@@ -22,7 +22,7 @@ SPEED = [workload.name for workload in workloads.WORKLOADS]
 FAULTS = [fault.name for fault in recovery.FAULTS]
 GATEWAY = list(gateway.PARTS)
 FAILOVER = list(failover.PARTS)
-ALL = [*SPEED, *FAULTS, "memory", "startup", *GATEWAY, *FAILOVER]
+ALL = [*SPEED, *FAULTS, "memory", "startup", *GATEWAY, *FAILOVER, "rotate"]
 
 
 async def measure(directory: Path, names: Collection[str], *, quick: bool) -> dict[str, Any]:
@@ -35,6 +35,9 @@ async def measure(directory: Path, names: Collection[str], *, quick: bool) -> di
         if parts := [name for name in FAILOVER if name in names]:
             made = failover.measure(generator, directory, parts, say, quick=quick)
             results["failover"] = await made
+        if "rotate" in names:
+            say("rotate")
+            results["rotation"] = await rotation.measure(directory, quick=quick)
         if "startup" in names:
             say("startup")
             results["startup"] = await upkeep.startup(generator, directory, quick=quick)
@@ -112,17 +115,21 @@ def main() -> int:
 def _failed(results: dict[str, Any]) -> list[str]:
     """Where a contender of ours gave no figure; a peer that is not installed is no failure."""
     rows = [*results.get("workloads", []), *results.get("recovery", [])]
-    return [
-        f"{name} ({row['title']})"
-        for row in rows
-        for name, cell in row["contenders"].items()
-        if name.startswith("catalyst") and "error" in cell
-    ] + [
-        f"{name} ({cell['error']})"
-        for part in ("gateway", "failover")
-        for name, cell in results.get(part, {}).items()
-        if "error" in cell
-    ]
+    return (
+        [
+            f"{name} ({row['title']})"
+            for row in rows
+            for name, cell in row["contenders"].items()
+            if name.startswith("catalyst") and "error" in cell
+        ]
+        + [
+            f"{name} ({cell['error']})"
+            for part in ("gateway", "failover")
+            for name, cell in results.get(part, {}).items()
+            if "error" in cell
+        ]
+        + [f"rotate ({one['error']})" for one in [results.get("rotation", {})] if "error" in one]
+    )
 
 
 if __name__ == "__main__":

@@ -22,6 +22,8 @@ def render(results: dict[str, Any], required: Iterable[Figure]) -> str:
         parts += _gateway(results["gateway"])
     if "failover" in results:
         parts += _failover(results["failover"])
+    if "rotation" in results:
+        parts.append(_rotation(results["rotation"]))
     parts.append(_figures(required))
     return "\n\n".join(parts)
 
@@ -173,6 +175,14 @@ def _failover(parts: dict[str, Any]) -> list[str]:
             times = ", ".join(f"{one:.2f}" for one in cell[name]["seconds"])
             told.append(f"{name} silently dead, longest wait of a read: {times} s")
     return [*told, *_untold(parts)]
+
+
+def _rotation(cell: dict[str, Any]) -> str:
+    if "seconds" not in cell:
+        return f"keys rotate all: {cell.get('skipped') or cell['error']}"
+    steps = [f"{name} {median(one['steps'][name] for one in cell['rounds']):.2f}"
+             for name in cell["rounds"][0]["steps"] if name != "drain"]  # fmt: skip
+    return f"keys rotate all: {cell['seconds']:.2f} s without the drain ({', '.join(steps)})"
 
 
 def _kinds(kinds: dict[str, int]) -> str:

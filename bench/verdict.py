@@ -114,7 +114,13 @@ def figures(results: Results) -> list[Figure]:
     found.append(Figure("RSS growth, requests + reconnects", growth, 5, 0, " %", at_most=True))
     seconds = results.get("startup", {}).get("seconds")
     found.append(Figure("start to first answer, loopback", seconds, 1, 0.6, " s", at_most=True))
-    return [*found, *_gateway(results.get("gateway", {})), *_failover(results.get("failover", {}))]
+    found += [*_gateway(results.get("gateway", {})), *_failover(results.get("failover", {}))]
+    rotation = results.get("rotation", {})
+    seconds = rotation.get("seconds")
+    why = _missing(rotation)
+    title = "keys rotate all, without the drain"
+    found.append(Figure(title, seconds, 3, 2, " s", at_most=True, why=why))
+    return found
 
 
 Cell = dict[str, Any]

@@ -160,6 +160,8 @@ async def look(settings: Settings, say: Callable[[str], None]) -> Seen:
         for one in seen.facts
         if seen.accepts(one) is False
     ]
+    ca_ends = seen.accepted.issuer_ends
+    seen.notices += ending("client_ca_ending", "The client CA", ca_ends, now)
     site = rotator.site_ends or seen.accepted.site_ends
     seen.notices += ending("site_certificate_ending", "NGINX's certificate", site, now)
     return seen

@@ -51,6 +51,8 @@ class Accepted:
     issuers: tuple[str, ...]
     """Thumbprints of the client CAs that are trusted."""
     current_issuer: str | None
+    issuer_ends: float | None
+    """When the CA that signs now ends, where that is known."""
     site_ends: float | None
     """When NGINX's own certificate ends, where that is known."""
 
@@ -177,7 +179,8 @@ class Registrar:
             if content.get("catalyst") != done:
                 raise _nonsense()
             return content
-        raise ProblemError("registrar_busy", "The registry was changed by others each time.")
+        text = "Others changed the registry each time."
+        raise ProblemError("registrar_unavailable", text)
 
 
 def _content(answer: Answer) -> dict[str, Any]:
@@ -195,6 +198,11 @@ def _content(answer: Answer) -> dict[str, Any]:
         content, code = None, ""
     if answer.status == 503 and code == "registrar_unavailable":
         raise ProblemError("registrar_unavailable", "The droplet's registrar does not answer.")
+    if answer.status == 503 and code == "ca_unavailable":
+        raise RefusedError(
+            "The client CA's key is not on the droplet, or cannot be used: bring it back to "
+            "ca/ca.key there, or rotate without the certificate."
+        )
     if problem is not None:
         raise ProblemError(problem.code, problem.message)
     if answer.status == 200 and isinstance(content, dict) and content.get("version") == 1:
@@ -229,6 +237,7 @@ def _accepted(content: dict[str, Any]) -> Accepted:
         ssh_keys={str(key["fingerprint"]): bool(key["revoked"]) for key in content["ssh_keys"]},
         issuers=tuple(map(str, content["client_ca"]["issuers"])),
         current_issuer=content["client_ca"]["current"],
+        issuer_ends=_time(content["client_ca"].get("not_after")),
         site_ends=_time(content["site"]["not_after"]),
     )
 

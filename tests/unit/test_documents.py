@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from tunnel.lifecycle import diagram
+from tunnel.notices import REMEDIES
 from tunnel.problems import CATALOGUE
 
 ROOT = Path(__file__).parents[2]
@@ -19,6 +20,12 @@ def test_troubleshooting_names_every_code_with_its_numbers_and_remedy() -> None:
         if found := re.match(r"\| `(\w+)` \| (\d+) \| (-\d+) \| .+ \| (.+) \|$", line):
             rows[found[1]] = (int(found[2]), int(found[3]), found[4])
     assert rows == {code: tuple(entry) for code, entry in CATALOGUE.items()}
+
+
+def test_troubleshooting_names_every_notice_with_its_remedy() -> None:
+    text = (ROOT / "docs" / "troubleshooting.md").read_text().partition("if nobody acts")[2]
+    rows = dict(re.findall(r"^\| `(\w+)` \| [^|]+ \| (.+) \|$", text, re.MULTILINE))
+    assert rows == REMEDIES
 
 
 def test_exit_codes_of_the_readme_are_those_of_the_help() -> None:
