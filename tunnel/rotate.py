@@ -388,10 +388,10 @@ class Rotator:
         """Reach the registrar by the first path that leads to it, and ask what is let in now.
 
         Raises:
-            ProblemError: no path does; says what is wrong with the first one.
+            ProblemError: no path does; says what is wrong.
             RefusedError: there is no gateway, or it will not tell.
         """
-        first: ProblemError | None = None
+        met: list[ProblemError] = []
         async with contextlib.AsyncExitStack() as stack:
             for name in gateway_paths(settings):
                 try:
@@ -399,12 +399,12 @@ class Rotator:
                     registrar = Registrar(way, settings, self._clock)
                     accepted = await registrar.accepted()
                 except ProblemError as exc:
-                    first = first or exc
+                    met.append(exc)
                     continue
                 self.site_ends = way.site_ends or self.site_ends
                 yield registrar, accepted
                 return
-        raise first or RefusedError("These settings name no gateway, and tokens need one.")
+        raise _weightiest(met)
 
     async def _try(self, settings: Settings, name: str) -> Problem | None:
         """Come in by a path, and send a request; return why that fails."""
@@ -464,6 +464,18 @@ class Rotator:
         if journal.desk == "registry":
             return journal.families
         return tuple(family for family in journal.families if family != "ssh")
+
+
+def _weightiest(met: list[ProblemError]) -> ProblemError | RefusedError:
+    """Return what to tell where no path led to the registrar.
+
+    A refused token is the gateway's own word. A key that one path refuses proves nothing about
+    another that could not be tried.
+    """
+    if not met:
+        return RefusedError("These settings name no gateway, and tokens need one.")
+    told = [exc for exc in met if exc.problem.code == "token_refused"]
+    return (told or [exc for exc in met if exc.problem.code not in _SHUT] or met)[0]
 
 
 def _paths_for(settings: Settings, families: Collection[Family]) -> list[str]:
