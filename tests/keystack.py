@@ -28,9 +28,10 @@ from tests.conftest import Running
 from tests.droplet import Sshd, Target
 from tests.registrarserver import RegistrarServer
 from tests.stack import Stack, make_stack
+from tunnel.journal import read_journal
 from tunnel.keyfacts import key_facts
 from tunnel.registrar import Accepted
-from tunnel.rotate import Rotator, read_journal
+from tunnel.rotate import Rotator
 from tunnel.settings import Settings, load
 from tunnel.tokens import Clock
 from tunnel.up import Tunnel
@@ -164,7 +165,7 @@ async def make_keystack(directory: Path, sshd: Sshd, target: Target) -> AsyncIte
         sshd.user = ACCOUNT
         targets = [f"127.0.0.1:{gateway.port}"]
         sshd.config_lines = [
-            match_block(ACCOUNT, targets, Lookup(program, gateway.directory, "root"))
+            match_block(ACCOUNT, targets, Lookup((program,), gateway.directory, "root"))
         ]
         sshd.restart()
         registrar = exits.enter_context(RegistrarServer(gateway.directory))

@@ -124,7 +124,7 @@ def list_(config: Path | None, as_json: bool) -> None:
 
 def _show(one: Any, accepted: bool | None) -> None:
     """Print one key, and whether it is let in where that is known."""
-    from .rotate import WHAT
+    from .journal import WHAT
 
     now = time.time()
     color = None if accepted is None and one.fault is None else ("green" if accepted else "red")
@@ -188,7 +188,8 @@ def rotate(
     from keys.rotation import describe
 
     from .care import plan_only, rotate_now
-    from .rotate import DRAIN, families_of
+    from .journal import families_of
+    from .rotate import DRAIN
 
     settings = _settings(config)
     families = families_of(settings) if what == "all" else (cast(Family, what),)
@@ -219,10 +220,10 @@ def _run(work: Any) -> Any:
     from keys.errors import KeyFileError
 
     from .account import AccountError
+    from .journal import RotateError, StuckError
     from .lock import LockedError
     from .problems import ProblemError
     from .registrar import RefusedError
-    from .rotate import RotateError, StuckError
 
     try:
         return asyncio.run(work)

@@ -9,9 +9,9 @@ from keys import certs, sshkey
 from keys.keyring import load_token_key, thumbprint
 from keys.pointer import Family
 
+from .journal import WHAT, families_of
 from .keyfiles import pair_fault, ssh_fault, token_fault
 from .notices import DAY, Notice, ending, renewal_due
-from .rotate import WHAT, families_of
 from .settings import Settings
 
 

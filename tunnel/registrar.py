@@ -14,6 +14,7 @@ from keys.jws import JTI
 from keys.keyring import load_token_key
 from keys.statement import Author
 
+from .keystore import Called
 from .problems import ProblemError
 from .settings import Settings
 from .tokens import Clock
@@ -65,6 +66,14 @@ class Accepted:
     def certificates(self) -> set[str]:
         """Return the certificates that are let in."""
         return {one for key in self.keys if not key.revoked for one in key.certificates}
+
+    def lets_in(self, keys: Called) -> bool:
+        """Return whether every one of `keys` is let in."""
+        return (
+            (keys.kid is None or keys.kid in self.kids)
+            and (keys.certificate is None or keys.certificate in self.certificates)
+            and (keys.fingerprint is None or keys.fingerprint in self.fingerprints)
+        )
 
     @property
     def fingerprints(self) -> set[str]:
@@ -126,15 +135,21 @@ class Registrar:
             raise _nonsense()
         return certificate
 
-    async def retire(
-        self, kids: set[str], certificates: set[str], ssh_keys: set[str], *, compromised: bool
-    ) -> None:
-        """Have these never let in again.
+    async def retire(self, accepted: Accepted, keys: Called, *, compromised: bool) -> None:
+        """Have those of `keys` that are let in never let in again.
 
         Raises:
             ProblemError, RefusedError: see `accepted`.
             KeyFileError, OSError: the key that signs cannot be read.
         """
+
+        kids = {kid for kid in accepted.kids if kid == keys.kid}
+        ssh_keys = {one for one in accepted.fingerprints if one == keys.fingerprint}
+        certificates = {one for one in accepted.certificates if one == keys.certificate}
+        if kids:  # which takes its certificates with it
+            certificates = set()
+        if not kids and not certificates and not ssh_keys:
+            return
 
         def say(author: Author, generation: int) -> str:
             return author.retire(

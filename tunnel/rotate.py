@@ -9,21 +9,20 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Collection
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import replace
 
 from keys import sshkey
 from keys.errors import KeyFileError
-from keys.files import private_file_fault, write_private
+from keys.files import write_private
 from keys.pointer import FAMILIES, Family, Names, read_pointer, write_pointer
 from keys.rotation import ENDS, Desk, Event, Journal, Step
 
 from . import authorized
 from .control import ControlError, NotRunningError, ask
 from .initialise import line_for
+from .journal import WHAT, Outcome, RotateError, StuckError, families_of, journal_file
 from .keyfiles import directory, fixed, with_names
-from .keystore import Called, KeyStore
+from .keystore import KeyStore
 from .problems import Problem, ProblemError
 from .registrar import Accepted, NewKeys, RefusedError, Registrar
 from .settings import Settings
@@ -36,86 +35,9 @@ TAKE = 10.0  # seconds that a tunnel that runs is given to come in with the new 
 SETTLE = 5.0  # seconds that the other end is given to act on a change of its registry
 PAUSE = 0.1  # seconds between looks
 
-WHAT: dict[Family, str] = {"ssh": "SSH key", "token": "token key", "cert": "certificate"}
-
 _SHUT = frozenset({"auth_denied", "certificate_refused", "key_unusable", "token_refused"})
 """How keys are refused, for good."""
 _OUT = _SHUT | {"certificate_expired"}
-
-
-class RotateError(Exception):
-    """No rotation was begun; says why."""
-
-
-class StuckError(Exception):
-    """A step cannot be done now; the journal stays, and the rotation goes on later."""
-
-    def __init__(self, step: Step, text: str) -> None:
-        self.step = step
-        super().__init__(text)
-
-
-@dataclass
-class Outcome:
-    """How a rotation ended."""
-
-    step: Step
-    families: tuple[Family, ...]
-    names: Names
-    """The keys that are in use now."""
-    reason: str | None = None
-    """Why it was taken back, where it was."""
-    warnings: list[str] = field(default_factory=list)
-    seconds: dict[str, float] = field(default_factory=dict)
-    """What each step took."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Return it as plain data."""
-        return {**asdict(self), "names": self.names.to_json()}
-
-
-def journal_file(settings: Settings) -> Path:
-    """Return where the journal of a rotation is, while there is one."""
-    return directory(settings) / "rotation.json"
-
-
-def lock_file(settings: Settings) -> Path:
-    """Return the file that whoever rotates holds locked."""
-    return directory(settings) / "rotation.lock"
-
-
-def read_journal(settings: Settings) -> Journal | None:
-    """Return the rotation that was begun and not finished, if any.
-
-    Raises:
-        KeyFileError: the journal cannot be believed; says what to do.
-    """
-    file = journal_file(settings)
-    try:
-        if not file.exists():
-            return None
-        if fault := private_file_fault(file):
-            raise KeyFileError(fault)
-        return Journal.read(file.read_bytes())
-    except OSError as exc:
-        raise KeyFileError(f"{file} cannot be read ({exc.strerror}).") from exc
-    except ValueError as exc:
-        raise KeyFileError(
-            f"{file} is damaged ({exc}). The pointer beside it names the keys in use: see with "
-            "`catalyst-tunnel keys list` that they are there, then remove the file."
-        ) from None
-
-
-def families_of(settings: Settings) -> tuple[Family, ...]:
-    """Return the families of keys that these settings use."""
-    used: list[Family] = []
-    if "ssh" in settings.paths and settings.ssh.identity is not None:
-        used.append("ssh")
-    if gateway_paths(settings):
-        used.append("token")
-    if "https" in settings.paths:
-        used.append("cert")
-    return tuple(used)
 
 
 class Rotator:
@@ -257,29 +179,49 @@ class Rotator:
         return Event.DONE
 
     async def _introduce(self, journal: Journal) -> Event:
-        store, new = self._store, journal.new
+        asked = self._by_registry(journal)
         try:
-            store.make(new, journal.families)
-            asked = self._by_registry(journal)
+            self._store.make(journal.new, journal.families)
             if asked:
-                keys = NewKeys(
-                    token=store.token(new) if "token" in asked else None,
-                    csr=store.csr(new) if "cert" in asked else None,
-                    ssh=store.ssh(new) if "ssh" in asked else None,
-                )
-                async with self.registrar(self._with(journal.old)) as (registrar, _):
-                    certificate = await registrar.introduce(keys)
-                if "cert" in asked:
-                    store.keep_certificate(new, certificate or "")
+                await self._have_let_in(journal, asked)
             if journal.desk == "account":
                 await self._edit(journal, self._beside(journal))
         except (RefusedError, KeyFileError) as exc:
             return self._refused(str(exc))
         except ProblemError as exc:
-            if exc.problem.code in _SHUT:
-                return self._refused(str(exc.problem))
-            raise
+            if exc.problem.code not in _SHUT:
+                raise
+            # Before a crash they may have been let in, and the old ones removed by hand since.
+            if asked and await self._let_in_before(journal, asked):
+                return Event.DONE
+            return self._refused(str(exc.problem))
         return Event.DONE
+
+    async def _have_let_in(self, journal: Journal, asked: Collection[Family]) -> None:
+        store, new = self._store, journal.new
+        keys = NewKeys(
+            token=store.token(new) if "token" in asked else None,
+            csr=store.csr(new) if "cert" in asked else None,
+            ssh=store.ssh(new) if "ssh" in asked else None,
+        )
+        async with self.registrar(self._with(journal.old)) as (registrar, _):
+            certificate = await registrar.introduce(keys)
+        if "cert" in asked:
+            store.keep_certificate(new, certificate or "")
+
+    async def _let_in_before(self, journal: Journal, asked: Collection[Family]) -> bool:
+        """Return whether the new keys are let in already; fetch a certificate that was lost."""
+        store, new = self._store, journal.new
+        try:
+            async with self.registrar(self._with(new)) as (registrar, accepted):
+                if "cert" in asked and not store.certificate(new).exists():
+                    certificate = await registrar.introduce(NewKeys(csr=store.csr(new)))
+                    store.keep_certificate(new, certificate or "")
+                    accepted_now = await registrar.accepted()
+                    return accepted_now.lets_in(store.called(new, asked))
+                return accepted.lets_in(store.called(new, asked))
+        except (ProblemError, RefusedError, KeyFileError):
+            return False
 
     async def _prove(self, journal: Journal) -> Event:
         """Come in by each path that a new key is for, with the new keys and no others."""
@@ -326,9 +268,9 @@ class Rotator:
             old = self._store.called(journal.old, asked)
             try:
                 async with self.registrar(new) as (registrar, accepted):
-                    if not _lets_in(accepted, ours):
+                    if not accepted.lets_in(ours):
                         return self._refused("The registry does not have the new keys any longer.")
-                    await _retire_all(registrar, accepted, old, journal.compromised)
+                    await registrar.retire(accepted, old, compromised=journal.compromised)
             except RefusedError as exc:
                 return self._refused(str(exc))
             except ProblemError as exc:
@@ -372,7 +314,7 @@ class Rotator:
             new = self._store.called(journal.new, asked)
             try:
                 async with self.registrar(self._with(journal.old)) as (registrar, accepted):
-                    await _retire_all(registrar, accepted, new, compromised=False)
+                    await registrar.retire(accepted, new, compromised=False)
             except ProblemError as exc:
                 if exc.problem.code not in _SHUT:
                     raise
@@ -499,24 +441,3 @@ def _with_old(journal: Journal, family: Family) -> Names:
             return replace(journal.new, token=journal.old.token)
         case "cert":
             return replace(journal.new, tls=journal.old.tls)
-
-
-def _lets_in(accepted: Accepted, keys: Called) -> bool:
-    return (
-        (keys.kid is None or keys.kid in accepted.kids)
-        and (keys.certificate is None or keys.certificate in accepted.certificates)
-        and (keys.fingerprint is None or keys.fingerprint in accepted.fingerprints)
-    )
-
-
-async def _retire_all(
-    registrar: Registrar, accepted: Accepted, keys: Called, compromised: bool
-) -> None:
-    """Have those of `keys` retired that are still let in."""
-    kids = {kid for kid in accepted.kids if kid == keys.kid}
-    ssh_keys = {one for one in accepted.fingerprints if one == keys.fingerprint}
-    certificates = {one for one in accepted.certificates if one == keys.certificate}
-    if kids:  # which takes its certificates with it
-        certificates = set()
-    if kids or certificates or ssh_keys:
-        await registrar.retire(kids, certificates, ssh_keys, compromised=compromised)

@@ -23,8 +23,9 @@ from tests.keystack import ACCOUNT, command_for_sshd
 from tests.rotating import instrument
 from tunnel.account import Account, AccountError, account
 from tunnel.care import rotate_now
+from tunnel.journal import Outcome, RotateError, read_journal
 from tunnel.problems import ProblemError
-from tunnel.rotate import Outcome, RotateError, Rotator, read_journal
+from tunnel.rotate import Rotator
 from tunnel.settings import Settings, load
 from tunnel.ssh import connect
 from tunnel.tokens import Clock

@@ -16,10 +16,11 @@ from keys.pointer import read_pointer
 from keys.rotation import Step
 from tests.keystack import KeyStack, keystack
 from tunnel import keeper
+from tunnel.journal import StuckError, journal_file, read_journal
 from tunnel.keeper import Keeper
 from tunnel.keyfacts import key_facts
 from tunnel.notices import DAY
-from tunnel.rotate import Rotator, StuckError, journal_file, read_journal
+from tunnel.rotate import Rotator
 from tunnel.settings import load
 
 __all__ = ["keystack"]

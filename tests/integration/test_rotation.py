@@ -29,10 +29,11 @@ from tests.integration.test_failover import Traffic
 from tests.keystack import KeyStack, keystack
 from tunnel.care import rotate_now
 from tunnel.https import load_tokens
+from tunnel.journal import Outcome, StuckError, lock_file, read_journal
 from tunnel.lock import LockedError, locked
 from tunnel.problems import ProblemError
 from tunnel.registrar import Accepted, Registrar
-from tunnel.rotate import Outcome, Rotator, StuckError, lock_file, read_journal
+from tunnel.rotate import Rotator
 from tunnel.settings import Settings, load
 from tunnel.ssh import connect as connect_ssh
 from tunnel.tokens import Clock
@@ -269,6 +270,20 @@ async def test_new_keys_that_were_removed_by_hand_meanwhile(keystack: KeyStack, 
     assert outcome.step is Step.UNDONE
     assert outcome.reason
     assert read_pointer(keystack.keys) == before
+    await keystack.has_a_way_in()
+    await keystack.is_tidy()
+
+
+async def test_old_keys_that_were_removed_by_hand_after_a_crash(keystack: KeyStack) -> None:
+    """The new ones had been let in already, so they are the way in; the lost certificate comes."""
+    said = await asyncio.to_thread(killed_after, keystack, 5)
+    assert said[-1] == "introduce"
+
+    def without_old(client: Client) -> Client:
+        return replace(client, keys=client.keys[1:], ssh_keys=client.ssh_keys[1:])
+
+    edit(keystack, without_old)
+    assert (await finish(keystack)).step is Step.DONE
     await keystack.has_a_way_in()
     await keystack.is_tidy()
 
