@@ -6,6 +6,7 @@ the system (Keychain, Credential Locker, Secret Service). Nobody types it, and n
 
 import secrets
 from pathlib import Path
+from typing import Any
 
 from keys.errors import KeyFileError
 
@@ -52,7 +53,8 @@ def _ask(home: Path) -> str | None:
     return found
 
 
-def _keyring():  # type: ignore[no-untyped-def]
+def _keyring() -> tuple[Any, type[Exception]]:
+    """Return the package keyring, and what it raises."""
     try:
         import keyring
         from keyring.errors import KeyringError

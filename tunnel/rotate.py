@@ -186,15 +186,13 @@ class Rotator:
                 await self._have_let_in(journal, asked)
             if journal.desk == "account":
                 await self._edit(journal, self._beside(journal))
-        except (RefusedError, KeyFileError) as exc:
-            return self._refused(str(exc))
-        except ProblemError as exc:
-            if exc.problem.code not in _SHUT:
+        except (RefusedError, KeyFileError, ProblemError) as exc:
+            if isinstance(exc, ProblemError) and exc.problem.code not in _SHUT:
                 raise
             # Before a crash they may have been let in, and the old ones removed by hand since.
             if asked and await self._let_in_before(journal, asked):
                 return Event.DONE
-            return self._refused(str(exc.problem))
+            return self._refused(str(exc))
         return Event.DONE
 
     async def _have_let_in(self, journal: Journal, asked: Collection[Family]) -> None:
