@@ -226,6 +226,7 @@ def init(
     from keys.errors import KeyFileError
 
     from .initialise import KEY, Answers, ensure_key, line_for, write_settings
+    from .keyfiles import unlock_new
     from .settings import SettingsError, load_unchecked, parse_address
 
     file = file_of(config)
@@ -255,7 +256,7 @@ def init(
             click.echo(f"Settings: {file}")
         settings = load_unchecked(file)
         identity = settings.ssh.identity or file.parent / KEY
-        public, made = ensure_key(identity)
+        public, made = ensure_key(identity, unlock_new(settings))
         if made:
             click.echo(f"Key:      {identity} (made now; the private half stays on this machine)")
         if not show_key:

@@ -53,12 +53,18 @@ def request(config: Path | None, new: bool, new_ssh: bool) -> None:
     from keys.errors import KeyFileError
 
     from .enrol import make_request
+    from .keyfiles import unlock_new
     from .settings import SettingsError, load_unchecked
 
     file = file_of(config)
     try:
-        identity = load_unchecked(file).ssh.identity if file.exists() else None
-        text = make_request(file.parent, fresh=new, new_ssh=new_ssh, identity=identity)
+        identity = unlock = None
+        if file.exists():
+            settings = load_unchecked(file)
+            identity, unlock = settings.ssh.identity, unlock_new(settings)
+        text = make_request(
+            file.parent, fresh=new, new_ssh=new_ssh, identity=identity, unlock=unlock
+        )
     except (KeyFileError, SettingsError) as exc:
         fail(str(exc), 2)
     except OSError as exc:

@@ -18,6 +18,7 @@ from keys.enrolment import EnrolmentAnswer, EnrolmentRequest
 from keys.errors import KeyFileError
 from keys.files import write_private, write_whole
 from keys.keyring import load_token_key, make_token_key, thumbprint
+from keys.locked import Unlock
 from keys.pointer import FAMILIES, Family, Names, read_pointer, write_pointer
 
 from . import settings
@@ -30,7 +31,12 @@ class EnrolError(Exception):
 
 
 def make_request(
-    home: Path, *, fresh: bool = False, new_ssh: bool = False, identity: Path | None = None
+    home: Path,
+    *,
+    fresh: bool = False,
+    new_ssh: bool = False,
+    identity: Path | None = None,
+    unlock: Unlock | None = None,
 ) -> str:
     """Return the request for the keys that wait in `home`/keys/new, made if there are none.
 
@@ -42,6 +48,7 @@ def make_request(
         fresh: whether keys that wait are given up for new ones.
         new_ssh: whether a new SSH key is to take the place of the one in use.
         identity: the SSH key that the settings name, where they do.
+        unlock: how to get the passphrase that keys have; None: they have none.
 
     Raises:
         KeyFileError: what waits there is not such a key; it is left as it was.
@@ -54,16 +61,16 @@ def make_request(
             (new / name).unlink(missing_ok=True)
     if not tls.exists():
         key = ec.generate_private_key(ec.SECP256R1())
-        write_private(tls, certs.private_pem(key), replace=False)
+        write_private(tls, certs.private_pem(key, unlock), replace=False)
     if not token.exists():
-        make_token_key(token)
+        make_token_key(token, unlock)
     waiting = new / SSH_KEY
     if new_ssh and not waiting.exists():
-        sshkey.make_key(waiting)
-    csr = certs.make_request(_tls_key(tls)).decode("ascii")
-    public = load_token_key(token).public_key()
+        sshkey.make_key(waiting, unlock)
+    csr = certs.make_request(_tls_key(tls, unlock)).decode("ascii")
+    public = load_token_key(token, unlock).public_key()
     used = identity or home / "keys" / read_pointer(home / "keys").ssh
-    ssh = _ssh_key(waiting if waiting.exists() else used)
+    ssh = _ssh_key(waiting if waiting.exists() else used, unlock)
     if ssh is None:
         return EnrolmentRequest(public, csr).to_text()
     proof = sshkey.prove(ssh, "", "", thumbprint(public))
@@ -71,17 +78,17 @@ def make_request(
     return EnrolmentRequest(public, csr, line, proof).to_text()
 
 
-def _ssh_key(path: Path) -> Ed25519PrivateKey | None:
+def _ssh_key(path: Path, unlock: Unlock | None) -> Ed25519PrivateKey | None:
     """Return the key in `path`, if it is one that can be asked for."""
     try:
-        return sshkey.load_key(path)
+        return sshkey.load_key(path, unlock)
     except (KeyFileError, OSError):  # of another kind, or kept in an agent
         return None
 
 
-def _tls_key(path: Path) -> ec.EllipticCurvePrivateKey:
+def _tls_key(path: Path, unlock: Unlock | None) -> ec.EllipticCurvePrivateKey:
     try:
-        return certs.load_private(path.read_bytes())
+        return certs.load_private(path.read_bytes(), unlock)
     except KeyFileError as exc:
         raise KeyFileError(f"{path}: {exc}") from exc
 
@@ -103,14 +110,16 @@ def install(file: Path, text: bytes) -> EnrolmentAnswer:
     keys = file.parent / "keys"
     new = keys / "new"
     used = read_pointer(keys)
+    content = _with_https(file, answer)
+    unlock = settings.parse(file, content).ssh.unlock
     token = _newest(new / TOKEN_KEY, keys / used.token)
     tls = _newest(new / TLS_KEY, keys / f"{used.tls}.key")
     if not token.exists() or not tls.exists():
         raise EnrolError("No request waits for an answer here: `catalyst-tunnel keys request`.")
-    if thumbprint(load_token_key(token).public_key()) != answer.kid:
+    if thumbprint(load_token_key(token, unlock).public_key()) != answer.kid:
         raise EnrolError("That answer is for another token key: take the one to the last request.")
     try:
-        ours = certs.belongs(answer.certificate.encode(), _tls_key(tls))
+        ours = certs.belongs(answer.certificate.encode(), _tls_key(tls, unlock))
         if answer.ca is not None:
             load_pem_x509_certificates(answer.ca.encode())
     except (ValueError, InvalidVersion) as exc:
@@ -118,9 +127,6 @@ def install(file: Path, text: bytes) -> EnrolmentAnswer:
     if not ours:
         raise EnrolError("The certificate in that answer is for another key.")
     _check(answer)
-    content = _with_https(file, answer)
-    settings.parse(file, content)
-
     if answer.ca is not None:
         write_whole(keys / CA, answer.ca.encode(), replace=True, mode=0o644)
     ssh = new / SSH_KEY
@@ -129,7 +135,7 @@ def install(file: Path, text: bytes) -> EnrolmentAnswer:
         if waiting.parent == new and waiting.exists():
             write_private(keys / name, waiting.read_bytes(), replace=True)
     if ssh.exists():
-        public = f"{sshkey.public_half(ssh)}\n".encode()
+        public = f"{sshkey.public_half(ssh, unlock)}\n".encode()
         write_private(keys / f"{names.ssh}.pub", public, replace=True)
     certificate = keys / f"{names.tls}.crt"
     write_whole(certificate, answer.certificate.encode(), replace=True, mode=0o644)

@@ -226,7 +226,7 @@ async def connect(
     Raises:
         ProblemError: why not.
     """
-    if fault := pair_fault(settings.cert, settings.key):
+    if fault := pair_fault(settings.cert, settings.key, settings.unlock):
         raise ProblemError("key_unusable", fault)
     facts = _facts(settings.cert)
     tokens = load_tokens(settings, clock, facts.thumbprint)
@@ -256,7 +256,7 @@ def load_tokens(settings: Https, clock: Clock, certificate: str | None) -> Token
     if fault := private_file_fault(settings.token_key):
         raise ProblemError("key_unusable", fault)
     try:
-        key = load_token_key(settings.token_key)
+        key = load_token_key(settings.token_key, settings.unlock)
     except KeyFileError as exc:
         raise ProblemError("key_unusable", str(exc)) from exc
     except OSError as exc:
@@ -281,7 +281,8 @@ def _context(settings: Https) -> ssl.SSLContext:
             cafile=str(settings.ca_file) if settings.ca_file else None
         )
         # With no password given, OpenSSL would ask the terminal for that of an encrypted key.
-        context.load_cert_chain(settings.cert, settings.key, password="")
+        password = settings.unlock or ""
+        context.load_cert_chain(settings.cert, settings.key, password=password)
     except (OSError, ssl.SSLError) as exc:  # SSLError is an OSError
         names = f"{settings.cert}, {settings.key} or {settings.ca_file}"
         text = (

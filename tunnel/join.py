@@ -18,6 +18,7 @@ from .enrol import install, make_request
 from .hostkey import pin, pinned
 from .initialise import KEY, Answers, ensure_key, line_for, write_settings
 from .keyfacts import key_facts
+from .keyfiles import unlock_new
 from .problems import ProblemError
 from .settings import Address, Settings, load, load_unchecked
 from .tokens import Clock
@@ -151,7 +152,7 @@ async def carry_out(
     if settings.ssh.host != login.host:
         raise JoinError(f"{file} is for {settings.ssh.host}, and that login is on {login.host}.")
     identity = settings.ssh.identity or file.parent / KEY
-    _, made = ensure_key(identity)
+    _, made = ensure_key(identity, unlock_new(settings))
     if made:
         say(f"made {identity}")
     _pin(login, settings)
@@ -159,7 +160,7 @@ async def carry_out(
         await _enrol(login, wanted, found.gateway, found.listed)
         say(f"{wanted.name} is let in")
     settings = load(file)
-    public = sshkey.public_half(settings.ssh.identity or identity)
+    public = sshkey.public_half(settings.ssh.identity or identity, settings.ssh.unlock)
     if await _refused(settings):
         usual = keys_file or await login.authorized_keys(found.account)
         line = line_for(settings, public)
@@ -190,7 +191,14 @@ async def _enrol(login: Account, wanted: Wanted, gateway: tuple[str, ...], liste
         done = await login.run(*gateway, "client", "revoke", wanted.name)
         if done.code:
             raise JoinError(f"`client revoke` failed there: {done.complained.strip()}")
-    request = make_request(wanted.file.parent, fresh=listed, new_ssh=listed)
+    settings = load_unchecked(wanted.file)
+    request = make_request(
+        wanted.file.parent,
+        fresh=listed,
+        new_ssh=listed,
+        identity=settings.ssh.identity,
+        unlock=settings.ssh.unlock,
+    )
     add = ("client", "add", wanted.name, "--role", wanted.role)
     done = await login.run(*gateway, *add, stdin=request)
     if done.code:

@@ -7,6 +7,7 @@ from typing import Any
 
 from keys import certs, sshkey
 from keys.keyring import load_token_key, thumbprint
+from keys.locked import Unlock
 from keys.pointer import Family
 
 from .journal import WHAT, families_of
@@ -40,28 +41,28 @@ def key_facts(settings: Settings) -> list[KeyFacts]:
     found = []
     for family in families_of(settings):
         if family == "ssh" and settings.ssh.identity is not None:
-            found.append(_ssh(settings.ssh.identity))
+            found.append(_ssh(settings.ssh.identity, settings.ssh.unlock))
         elif family == "token" and https is not None:
-            found.append(_token(https.token_key))
+            found.append(_token(https.token_key, https.unlock))
         elif https is not None:
-            found.append(_pair(https.cert, https.key))
+            found.append(_pair(https.cert, https.key, https.unlock))
     return found
 
 
-def _ssh(path: Path) -> KeyFacts:
-    fault = ssh_fault(path)
-    name = None if fault else sshkey.fingerprint(sshkey.public_half(path))
+def _ssh(path: Path, unlock: Unlock | None) -> KeyFacts:
+    fault = ssh_fault(path, unlock)
+    name = None if fault else sshkey.fingerprint(sshkey.public_half(path, unlock))
     return KeyFacts("ssh", str(path), name, _made(path), None, None, fault)
 
 
-def _token(path: Path) -> KeyFacts:
-    fault = token_fault(path)
-    name = None if fault else thumbprint(load_token_key(path).public_key())
+def _token(path: Path, unlock: Unlock | None) -> KeyFacts:
+    fault = token_fault(path, unlock)
+    name = None if fault else thumbprint(load_token_key(path, unlock).public_key())
     return KeyFacts("token", str(path), name, _made(path), None, None, fault)
 
 
-def _pair(cert: Path, key: Path) -> KeyFacts:
-    fault = pair_fault(cert, key)
+def _pair(cert: Path, key: Path, unlock: Unlock | None) -> KeyFacts:
+    fault = pair_fault(cert, key, unlock)
     if fault:
         return KeyFacts("cert", str(cert), None, _made(key), None, None, fault)
     facts = certs.facts(cert.read_bytes())

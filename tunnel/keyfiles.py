@@ -5,6 +5,7 @@ may say others at any moment.
 """
 
 import contextlib
+import functools
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,8 +15,11 @@ from keys import certs
 from keys.errors import KeyFileError
 from keys.files import private_file_fault
 from keys.keyring import load_token_key
+from keys.locked import Unlock
 from keys.pointer import Family, Names, pointer_file, read_pointer
 from keys.sshkey import public_half
+
+from .passphrase import ensure, passphrase
 
 if TYPE_CHECKING:
     from .settings import Https, Settings, Ssh
@@ -31,7 +35,11 @@ def directory(settings: "Settings") -> Path:
 def with_names(settings: "Settings", names: Names) -> "Settings":
     """Return the settings with the key files of `names`, where they name none of their own."""
     keys = directory(settings)
-    ssh, https = settings.ssh, settings.https
+    unlock = None
+    if settings.keys.passphrase:
+        unlock = functools.partial(passphrase, settings.file.parent)
+    ssh = replace(settings.ssh, unlock=unlock)
+    https = settings.https and replace(settings.https, unlock=unlock)
     if ssh.follows:
         ssh = replace(ssh, identity=keys / names.ssh)
     if https is not None and https.follows:
@@ -62,30 +70,42 @@ def fixed(settings: "Settings", family: Family) -> str | None:
     return None if https.follows else "[https] cert and key"
 
 
+def unlock_new(settings: "Settings") -> Unlock | None:
+    """Return what new keys are locked with; the system's keyring has it from now on.
+
+    Raises:
+        KeyFileError: the keyring cannot be used.
+    """
+    if not settings.keys.passphrase:
+        return None
+    ensure(settings.file.parent)
+    return settings.ssh.unlock
+
+
 # Whether they can be used.
 
 
-def ssh_fault(path: Path) -> str | None:
+def ssh_fault(path: Path, unlock: Unlock | None) -> str | None:
     """Return in words why the SSH key in `path` must not be used, with the repair, or None."""
     if fault := private_file_fault(path):
         return fault
-    return _fault(path, lambda: public_half(path))
+    return _fault(path, lambda: public_half(path, unlock))
 
 
-def token_fault(path: Path) -> str | None:
+def token_fault(path: Path, unlock: Unlock | None) -> str | None:
     """Return the same of a token key."""
     if fault := private_file_fault(path):
         return fault
-    return _fault(path, lambda: load_token_key(path))
+    return _fault(path, lambda: load_token_key(path, unlock))
 
 
-def pair_fault(cert: Path, key: Path) -> str | None:
+def pair_fault(cert: Path, key: Path, unlock: Unlock | None) -> str | None:
     """Return the same of a client certificate and its key, which must belong together."""
     if fault := private_file_fault(key):
         return fault
 
     def load() -> None:
-        private = certs.load_private(key.read_bytes())
+        private = certs.load_private(key.read_bytes(), unlock)
         try:
             ours = certs.belongs(cert.read_bytes(), private)
         except ValueError:

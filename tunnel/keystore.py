@@ -11,6 +11,7 @@ from keys import certs, sshkey
 from keys.errors import KeyFileError
 from keys.files import write_private, write_whole
 from keys.keyring import load_token_key, make_token_key, thumbprint
+from keys.locked import Unlock
 from keys.pointer import Family, Names
 
 
@@ -24,10 +25,16 @@ class Called:
 
 
 class KeyStore:
-    """The directory of keys."""
+    """The directory of keys.
 
-    def __init__(self, directory: Path) -> None:
+    Args:
+        directory: where they are.
+        unlock: how to get the passphrase of theirs, which new ones get, too; None: there is none.
+    """
+
+    def __init__(self, directory: Path, unlock: Unlock | None = None) -> None:
         self.directory = directory
+        self._unlock = unlock
 
     def ssh(self, names: Names) -> Path:
         """Return the SSH key's file."""
@@ -56,18 +63,29 @@ class KeyStore:
                 case "ssh":
                     self._make_ssh(self.ssh(names))
                 case "token" if not self.token(names).exists():
-                    make_token_key(self.token(names))
+                    make_token_key(self.token(names), self._unlock)
                 case "cert" if not self.tls(names).exists():
                     key = ec.generate_private_key(ec.SECP256R1())
-                    write_private(self.tls(names), certs.private_pem(key), replace=False)
+                    write_private(
+                        self.tls(names), certs.private_pem(key, self._unlock), replace=False
+                    )
 
-    @staticmethod
-    def _make_ssh(path: Path) -> None:
+    def public(self, names: Names) -> str:
+        """Return the public half of the SSH key, "type base64".
+
+        Raises:
+            KeyFileError, OSError: it cannot be read.
+        """
+        return sshkey.public_half(self.ssh(names), self._unlock)
+
+    def _make_ssh(self, path: Path) -> None:
         public = path.with_name(f"{path.name}.pub")
         if not path.exists():
-            sshkey.make_key(path)
+            sshkey.make_key(path, self._unlock)
         elif not public.exists():  # the disk was full, or the machine went down, in between
-            write_private(public, f"{sshkey.public_half(path)}\n".encode(), replace=False)
+            write_private(
+                public, f"{sshkey.public_half(path, self._unlock)}\n".encode(), replace=False
+            )
 
     def csr(self, names: Names) -> str:
         """Return the request for a certificate of the TLS key.
@@ -75,7 +93,9 @@ class KeyStore:
         Raises:
             KeyFileError, OSError: the key cannot be read.
         """
-        return certs.make_request(certs.load_private(self.tls(names).read_bytes())).decode("ascii")
+        return certs.make_request(
+            certs.load_private(self.tls(names).read_bytes(), self._unlock)
+        ).decode("ascii")
 
     def keep_certificate(self, names: Names, pem: str) -> None:
         """Write the certificate of the TLS key.
@@ -84,7 +104,7 @@ class KeyStore:
             KeyFileError: it is that of another key.
             OSError: it cannot be written.
         """
-        key = certs.load_private(self.tls(names).read_bytes())
+        key = certs.load_private(self.tls(names).read_bytes(), self._unlock)
         try:
             ours = certs.belongs(pem.encode(), key)
         except ValueError:
@@ -102,7 +122,7 @@ class KeyStore:
         kid = certificate = fingerprint = None
         with contextlib.suppress(FileNotFoundError):
             if "token" in families:
-                kid = thumbprint(load_token_key(self.token(names)).public_key())
+                kid = thumbprint(load_token_key(self.token(names), self._unlock).public_key())
         with contextlib.suppress(FileNotFoundError):
             if "cert" in families:
                 try:
@@ -112,7 +132,7 @@ class KeyStore:
                     raise KeyFileError(text) from None
         with contextlib.suppress(FileNotFoundError):
             if "ssh" in families:
-                fingerprint = sshkey.fingerprint(sshkey.public_half(self.ssh(names)))
+                fingerprint = sshkey.fingerprint(self.public(names))
         return Called(kid, certificate, fingerprint)
 
     def remove(self, names: Names, families: Collection[Family]) -> None:

@@ -121,8 +121,9 @@ class Registrar:
         """
         from keys.sshkey import load_key
 
-        token = None if new.token is None else load_token_key(new.token)
-        ssh = None if new.ssh is None else load_key(new.ssh)
+        unlock = self._https.unlock if self._https is not None else None
+        token = None if new.token is None else load_token_key(new.token, unlock)
+        ssh = None if new.ssh is None else load_key(new.ssh, unlock)
 
         def say(author: Author, generation: int) -> str:
             jti = secrets.token_bytes(JTI)
@@ -181,7 +182,7 @@ class Registrar:
         https = self._https
         if https is None:
             raise RefusedError("These settings have no [https], which says who we are there.")
-        author = Author(load_token_key(https.token_key), https.client, https.audience)
+        author = Author(load_token_key(https.token_key, https.unlock), https.client, https.audience)
         generation = (await self.accepted()).generation
         for _ in range(TRIES):
             text = say(author, generation).encode()

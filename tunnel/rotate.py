@@ -21,7 +21,7 @@ from . import authorized
 from .control import ControlError, NotRunningError, ask
 from .initialise import line_for
 from .journal import WHAT, Outcome, RotateError, StuckError, families_of, journal_file
-from .keyfiles import directory, fixed, with_names
+from .keyfiles import directory, fixed, unlock_new, with_names
 from .keystore import KeyStore
 from .problems import Problem, ProblemError
 from .registrar import Accepted, NewKeys, RefusedError, Registrar
@@ -56,7 +56,7 @@ class Rotator:
         wall: Callable[[], float] = time.time,
     ) -> None:
         self._settings = settings
-        self._store = KeyStore(directory(settings))
+        self._store = KeyStore(directory(settings), settings.ssh.unlock)
         self._say = say
         self._wall = wall
         self._clock = Clock(wall)
@@ -92,6 +92,7 @@ class Rotator:
                     f"{self._settings.file} names the {WHAT[family]} itself ({named}), so it is "
                     "yours to replace. Remove that line to leave it to `keys rotate`."
                 )
+        unlock_new(self._settings)
         desk: Desk = "registry"
         if "ssh" in chosen and not await self._registered():
             if via is None:
@@ -115,7 +116,7 @@ class Rotator:
         identity = self._settings.ssh.identity
         if identity is None or not gateway_paths(self._settings):
             return False
-        mine = sshkey.fingerprint(sshkey.public_half(identity))
+        mine = sshkey.fingerprint(sshkey.public_half(identity, self._settings.ssh.unlock))
         async with self.registrar(self._settings) as (_, accepted):
             return mine in accepted.fingerprints
 
@@ -378,14 +379,14 @@ class Rotator:
                 )
 
     def _beside(self, journal: Journal) -> Callable[[bytes], bytes]:
-        old = sshkey.public_half(self._store.ssh(journal.old))
-        new = sshkey.public_half(self._store.ssh(journal.new))
+        old = self._store.public(journal.old)
+        new = self._store.public(journal.new)
         otherwise = line_for(self._settings, new)
         return lambda text: authorized.beside(text, old, new, otherwise)
 
     def _without(self, names: Names) -> Callable[[bytes], bytes]:
         try:
-            public = sshkey.public_half(self._store.ssh(names))
+            public = self._store.public(names)
         except FileNotFoundError:  # it was never made
             return lambda text: text
         return lambda text: authorized.without(text, public)

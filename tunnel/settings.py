@@ -7,11 +7,12 @@ moved; keys that nobody knows are refused, since a misspelt one would silently k
 import os
 import re
 import tomllib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from keys.errors import KeyFileError
+from keys.locked import Unlock
 from keys.pointer import FAMILIES, Family, Names, read_pointer
 from keys.table import Table
 
@@ -74,6 +75,8 @@ class Ssh:
     gateway: bool = False
     """Whether the target is the gateway, which wants a token of [https] client."""
     keepalive: float = 5.0
+    unlock: Unlock | None = field(default=None, repr=False, compare=False)
+    """How to get the passphrase of identity, where it may have one."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,8 @@ class Https:
     token_follows: bool = False
     ca_file: Path | None = None
     use_proxy: bool = False
+    unlock: Unlock | None = field(default=None, repr=False, compare=False)
+    """How to get the passphrase of key and token_key, where they may have one."""
 
     @property
     def authority(self) -> str:
@@ -113,10 +118,12 @@ class ForwardRule:
 
 @dataclass(frozen=True, slots=True)
 class KeyRules:
-    """[keys]: how old keys may get."""
+    """[keys]: how old keys may get, and whether they have a passphrase."""
 
     max_age: tuple[tuple[Family, float], ...] = ()
     """Days after which the keys of a family are rotated."""
+    passphrase: bool = False
+    """Whether new keys get the passphrase that the system's keyring keeps."""
 
 
 @dataclass(frozen=True)
@@ -396,10 +403,18 @@ def _read_keys(table: Table) -> KeyRules:
             raise ValueError("must be between 1 and 3650 days")
         return float(value)
 
+    def kept_by(value: str) -> str:
+        if value != "keyring":
+            raise ValueError('must be "keyring": the passphrase itself has no place in a file')
+        return value
+
     every = table.take("max_age", int, None, days)
     ages = {family: table.take(f"max_age_{family}", int, every, days) for family in FAMILIES}
+    kept = table.take("passphrase", str, None, kept_by)
     table.rest()
-    return KeyRules(tuple((family, age) for family, age in ages.items() if age is not None))
+    return KeyRules(
+        tuple((family, age) for family, age in ages.items() if age is not None), kept is not None
+    )
 
 
 def _url(text: str) -> tuple[str, int, bytes]:

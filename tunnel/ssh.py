@@ -196,6 +196,9 @@ def _common(settings: Ssh) -> dict[str, Any]:
         options["config"] = None
     if settings.identity is not None:
         options |= {"client_keys": [str(settings.identity)], "agent_path": None}
+        if settings.unlock is not None:
+            unlock = settings.unlock
+            options["passphrase"] = lambda _: unlock()
     return options
 
 
