@@ -106,11 +106,14 @@ class KeyStack:
         assert there - {"current.json", "rotation.lock", "ca.crt"} == wanted
         assert not read_journal(settings)
 
-    async def tunnel(self, home: Path | None = None, **own: Any) -> Running:
-        """Start a tunnel in this event loop, and wait until its paths are up.
+    async def tunnel(
+        self, home: Path | None = None, *, up: int | None = None, **own: Any
+    ) -> Running:
+        """Start a tunnel in this event loop, and wait until so many of its paths are up, or all.
 
         Args:
             home: where it is controlled from, if that is not where a rotation looks.
+            up: how many.
             own: settings of its own.
         """
         settings = replace(self.settings(), **own)
@@ -129,7 +132,10 @@ class KeyStack:
             await task
 
         self.stack._exits.push_async_callback(end)
-        await running.until(lambda: all(path.answered for path in tunnel.snapshot().paths))
+        wanted = len(settings.paths) if up is None else up
+        await running.until(
+            lambda: sum(path.answered for path in tunnel.snapshot().paths) >= wanted
+        )
         return running
 
 

@@ -163,6 +163,7 @@ class Rotator:
             case Step.SWITCH:
                 self._say("switch: use the new")
                 write_pointer(self._store.directory, journal.new)
+                await self._tell()
             case Step.DRAIN:
                 self._say("drain: let what runs with the old finish")
                 await self._drain(journal)
@@ -174,6 +175,7 @@ class Rotator:
             case Step.REVERT:
                 self._say("revert: use the old again")
                 write_pointer(self._store.directory, journal.old)
+                await self._tell()
             case Step.UNDO:
                 self._say("undo: take the new back")
                 await self._undo(journal)
@@ -251,6 +253,11 @@ class Rotator:
             if not waited and (not running or left <= 0):
                 return
             await asyncio.sleep(PAUSE)
+
+    async def _tell(self) -> None:
+        """Have a path that had given up on the keys of before try those of now."""
+        with contextlib.suppress(NotRunningError, ControlError):
+            await ask(self._settings.file.parent, "look")
 
     async def _behind(self) -> tuple[int, int]:
         """Return what of a tunnel that runs still stands on old keys: paths, and requests."""

@@ -14,7 +14,7 @@ from typing import Any
 
 from . import __version__
 from .choice import Paths
-from .control import ControlServer
+from .control import Command, ControlServer
 from .forward import Forward
 from .https import Session
 from .keeper import Keeper
@@ -59,9 +59,9 @@ class Tunnel:
             for forward in self._forwards:
                 forward.listening.close()
             raise
-        self._control = ControlServer(
-            home, {"status": self._status, "keys": self._keys, "down": self._down}
-        )
+        commands: dict[str, Command] = {"status": self._status, "down": self._down}
+        commands |= {"keys": self._keys, "look": self._take_new_keys}
+        self._control = ControlServer(home, commands)
 
     async def run(self, on_ready: Callable[[], None]) -> None:
         """Serve until told to stop; `on_ready` is called once the addresses accept.
@@ -186,6 +186,10 @@ class Tunnel:
         sessions = (path.link.connection for path in self._paths.all)
         ends = [one.site_ends for one in sessions if isinstance(one, Session)]
         return ends[0] if ends else None
+
+    async def _take_new_keys(self) -> dict[str, Any]:
+        self._look()
+        return {}
 
     async def _keys(self) -> dict[str, Any]:
         """Tell what still stands on keys that are not those of now."""
