@@ -27,7 +27,7 @@ from .problems import Problem, ProblemError
 from .registrar import Accepted, NewKeys, RefusedError, Registrar
 from .settings import Settings
 from .tokens import Clock
-from .wayin import gateway_paths, way_in
+from .wayin import gateway_paths, paths_for, way_in
 
 DRAIN = 30.0  # seconds that what runs with the old keys is given at most, unless told otherwise
 NOTICE = 2.0  # seconds within which every process of this laptop has noticed a new pointer
@@ -227,18 +227,25 @@ class Rotator:
     async def _prove(self, journal: Journal) -> Event:
         """Come in by each path that a new key is for, with the new keys and no others."""
         settings = self._with(journal.new)
-        for name in _paths_for(settings, journal.families):
-            deadline = time.monotonic() + SETTLE
-            while (problem := await self._try(settings, name)) is not None:
-                # A login that fails counts against this address at sshd: it is not tried twice.
-                final = problem.code in ("auth_denied", "key_unusable")
-                late = time.monotonic() > deadline
-                if problem.code in _SHUT and (final or late):
-                    return self._refused(str(problem))
-                if late:
-                    raise ProblemError(problem.code, problem.message)
-                await asyncio.sleep(PAUSE)
+        paths = paths_for(settings, journal.families)
+        found = await asyncio.gather(*(self._comes_in(settings, name) for name in paths))
+        for problem in found:
+            if problem is not None and problem.code not in _SHUT:
+                raise ProblemError(problem.code, problem.message)
+        for problem in found:
+            if problem is not None:
+                return self._refused(str(problem))
         return Event.DONE
+
+    async def _comes_in(self, settings: Settings, name: str) -> Problem | None:
+        """Come in by a path, trying for a while; return what is in the way."""
+        deadline = time.monotonic() + SETTLE
+        while (problem := await self._try(settings, name)) is not None:
+            # A login that fails counts against this address at sshd: it is not tried twice.
+            if problem.code in ("auth_denied", "key_unusable") or time.monotonic() > deadline:
+                return problem
+            await asyncio.sleep(PAUSE)
+        return None
 
     async def _drain(self, journal: Journal) -> None:
         began = time.monotonic()
@@ -289,8 +296,7 @@ class Rotator:
                     return self._refused(str(problem))
                 raise ProblemError(problem.code, problem.message)
             await self._edit(journal, self._without(journal.old))
-        for family in journal.families:
-            await self._see_refused(journal, family)
+        await asyncio.gather(*(self._see_refused(journal, one) for one in journal.families))
         if journal.desk == "account" and journal.compromised:
             await self._end_sessions(journal)
         return Event.DONE
@@ -301,7 +307,7 @@ class Rotator:
         if not all(file.exists() for file in files if file.suffix != ".pub"):
             return  # removed already, which comes after this
         settings = self._with(_with_old(journal, family))
-        for name in _paths_for(settings, (family,)):
+        for name in paths_for(settings, (family,)):
             deadline = time.monotonic() + SETTLE
             while (problem := await self._try(settings, name)) is None or problem.code not in _OUT:
                 if time.monotonic() > deadline:
@@ -335,13 +341,15 @@ class Rotator:
     async def registrar(self, settings: Settings) -> AsyncIterator[tuple[Registrar, Accepted]]:
         """Reach the registrar by the first path that leads to it, and ask what is let in now.
 
+        By https first: sshd has to start a program for each login.
+
         Raises:
             ProblemError: no path does; says what is wrong.
             RefusedError: there is no gateway, or it will not tell.
         """
         met: list[ProblemError] = []
         async with contextlib.AsyncExitStack() as stack:
-            for name in gateway_paths(settings):
+            for name in sorted(gateway_paths(settings)):
                 try:
                     way = await stack.enter_async_context(way_in(settings, name, self._clock))
                     registrar = Registrar(way, settings, self._clock)
@@ -424,18 +432,6 @@ def _weightiest(met: list[ProblemError]) -> ProblemError | RefusedError:
         return RefusedError("These settings name no gateway, and tokens need one.")
     told = [exc for exc in met if exc.problem.code == "token_refused"]
     return (told or [exc for exc in met if exc.problem.code not in _SHUT] or met)[0]
-
-
-def _paths_for(settings: Settings, families: Collection[Family]) -> list[str]:
-    """Return the paths that keys of these families are used on."""
-    wanted = set()
-    if "ssh" in families:
-        wanted.add("ssh")
-    if "token" in families:
-        wanted |= set(gateway_paths(settings))
-    if "cert" in families:
-        wanted.add("https")
-    return [name for name in settings.paths if name in wanted]
 
 
 def _with_old(journal: Journal, family: Family) -> Names:

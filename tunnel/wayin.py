@@ -6,10 +6,12 @@ the questions are answered.
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from dataclasses import dataclass
 
 import h11
+
+from keys.pointer import Family
 
 from . import https, ssh
 from .http import ConnectionGoneError, HttpConnection
@@ -160,3 +162,15 @@ def gateway_paths(settings: Settings) -> list[str]:
         for name in settings.paths
         if settings.https is not None and (name == "https" or settings.ssh.gateway)
     ]
+
+
+def paths_for(settings: Settings, families: Collection[Family]) -> list[str]:
+    """Return the paths that keys of these families are used on."""
+    wanted = set()
+    if "ssh" in families:
+        wanted.add("ssh")
+    if "token" in families:
+        wanted |= set(gateway_paths(settings))
+    if "cert" in families:
+        wanted.add("https")
+    return [name for name in settings.paths if name in wanted]
