@@ -81,7 +81,7 @@ def main() -> None:
             load(config),
             families,  # type: ignore[arg-type]
             lambda text: None,
-            compromised=True,
+            compromised=False,
             drain=0.0,
             via=None,
             authorized_keys=None,

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from keys.errors import KeyFileError
@@ -40,8 +40,10 @@ async def rotate_now(
         RotateError, StuckError, ProblemError, RefusedError, KeyFileError, OSError: see `Rotator`.
     """
     with locked(lock_file(settings)):
-        done = await _finish(settings, say)
-        if done is not None and done.step == "done" and set(families) <= set(done.families):
+        done = await _finish(settings, say, compromised=compromised)
+        # Keys that had been made already may be in other hands, too.
+        covered = done is not None and done.step == "done" and set(families) <= set(done.families)
+        if done is not None and covered and not compromised:
             return done
         rotator = Rotator(follow(settings), say)
         journal = await rotator.plan(
@@ -67,12 +69,16 @@ def _silent(_: str) -> None:
     """Say nothing."""
 
 
-async def _finish(settings: Settings, say: Callable[[str], None]) -> Outcome | None:
+async def _finish(
+    settings: Settings, say: Callable[[str], None], *, compromised: bool = False
+) -> Outcome | None:
     """Go on with the rotation that was begun and not finished, if there is one."""
     journal = read_journal(settings)
     if journal is None:
         return None
     say(f"A rotation was interrupted ({journal.step}); going on with it.")
+    if compromised:
+        journal = replace(journal, compromised=True)
     return await Rotator(settings, say).carry_on(journal)
 
 

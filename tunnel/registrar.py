@@ -253,7 +253,7 @@ def _accepted(content: dict[str, Any]) -> Accepted:
         ssh_keys={str(key["fingerprint"]): bool(key["revoked"]) for key in content["ssh_keys"]},
         issuers=tuple(map(str, content["client_ca"]["issuers"])),
         current_issuer=content["client_ca"]["current"],
-        issuer_ends=_time(content["client_ca"].get("not_after")),
+        issuer_ends=_time(content["client_ca"]["not_after"]),
         site_ends=_time(content["site"]["not_after"]),
     )
 

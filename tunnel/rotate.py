@@ -92,7 +92,6 @@ class Rotator:
                     f"{self._settings.file} names the {WHAT[family]} itself ({named}), so it is "
                     "yours to replace. Remove that line to leave it to `keys rotate`."
                 )
-        unlock_new(self._settings)
         desk: Desk = "registry"
         if "ssh" in chosen and not await self._registered():
             if via is None:
@@ -184,6 +183,7 @@ class Rotator:
     async def _introduce(self, journal: Journal) -> Event:
         asked = self._by_registry(journal)
         try:
+            unlock_new(self._settings)
             self._store.make(journal.new, journal.families)
             if asked:
                 await self._have_let_in(journal, asked)

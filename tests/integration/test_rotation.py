@@ -100,13 +100,16 @@ def killed_after(keystack: KeyStack, number: int, families: str = "ssh,token,cer
 
 
 async def finish(
-    keystack: KeyStack, families: tuple[Family, ...] = FAMILIES, drain: float = 0.0
+    keystack: KeyStack,
+    families: tuple[Family, ...] = FAMILIES,
+    drain: float = 0.0,
+    compromised: bool = False,
 ) -> Outcome:
     return await rotate_now(
         keystack.settings(),
         families,
         lambda _: None,
-        compromised=not drain,
+        compromised=compromised,
         drain=drain,
         via=None,
         authorized_keys=None,
@@ -212,6 +215,17 @@ async def test_the_other_end_is_killed_at_every_step(keystack: KeyStack, what: s
         if read_journal(keystack.settings()) is not None:
             assert (await finish(keystack)).step is Step.DONE
         await keystack.is_tidy()
+
+
+async def test_keys_that_wait_on_the_disk_may_be_in_other_hands_too(keystack: KeyStack) -> None:
+    """What an interrupted rotation had made is not what --compromised ends with."""
+    await asyncio.to_thread(killed_after, keystack, 6)
+    copied = {one.name for one in keystack.keys.iterdir()}
+    assert "token-2.key" in copied
+    assert (await finish(keystack, compromised=True)).step is Step.DONE
+    used = read_pointer(keystack.keys)
+    assert not {name for family in FAMILIES for name in used.files(family)} & copied
+    await keystack.is_tidy()
 
 
 # What is refused, and taken back.
