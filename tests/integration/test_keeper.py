@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from keys.files import write_private
 from keys.pointer import read_pointer
 from keys.rotation import Step
 from tests.keystack import KeyStack, keystack
-from tunnel import keeper
+from tunnel import care, keeper
 from tunnel.journal import StuckError, journal_file, read_journal
 from tunnel.keeper import Keeper
 from tunnel.keyfacts import key_facts
@@ -156,6 +157,15 @@ async def test_list_and_status(keystack: KeyStack) -> None:
     keystack.stack.gateway.kill()
     done = await keys(keystack, "status", code=4)
     assert "cannot be asked" in done.stderr
+
+
+async def test_the_end_of_the_client_ca_is_told(
+    keystack: KeyStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    later = SimpleNamespace(time=lambda: time.time() + 3640 * DAY)
+    monkeypatch.setattr(care, "time", later)
+    seen = await care.look(keystack.settings(), lambda _: None)
+    assert "client_ca_ending" in [notice.code for notice in seen.notices]
 
 
 async def test_status_tells_of_a_key_that_is_not_let_in(keystack: KeyStack) -> None:
