@@ -16,7 +16,7 @@ demo: $(VENV)/demo
 	@$(BIN)/catalyst-tunnel demo --port $(PORT)
 
 test: $(VENV)/dev servers
-	$(BIN)/python -m pytest -n auto --dist loadfile $(PYTEST)
+	$(BIN)/python -m pytest -n auto --dist loadgroup $(PYTEST)
 
 check: $(VENV)/dev
 	$(BIN)/ruff format --check .

@@ -14,7 +14,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from bench import bridge, failover, gateway, recovery, report, upkeep, verdict, workloads
+from bench import bridge, failover, gateway, recovery, report, rotation, upkeep, verdict, workloads
 from bench.processes import Generator
 from tests.droplet import find_sshd
 
@@ -23,7 +23,7 @@ FAULTS = [fault.name for fault in recovery.FAULTS]
 GATEWAY = list(gateway.PARTS)
 FAILOVER = list(failover.PARTS)
 BRIDGE = list(bridge.PARTS)
-ALL = [*SPEED, *FAULTS, "memory", "startup", *GATEWAY, *FAILOVER, *BRIDGE]
+ALL = [*SPEED, *FAULTS, "memory", "startup", *GATEWAY, *FAILOVER, *BRIDGE, "rotate"]
 
 
 async def measure(directory: Path, names: Collection[str], *, quick: bool) -> dict[str, Any]:
@@ -38,6 +38,9 @@ async def measure(directory: Path, names: Collection[str], *, quick: bool) -> di
             results["failover"] = await made
         if parts := [name for name in BRIDGE if name in names]:
             results["bridge"] = await bridge.measure(directory, parts, say, quick=quick)
+        if "rotate" in names:
+            say("rotate")
+            results["rotation"] = await rotation.measure(directory, quick=quick)
         if "startup" in names:
             say("startup")
             results["startup"] = await upkeep.startup(generator, directory, quick=quick)
@@ -133,6 +136,7 @@ def _failed(results: dict[str, Any]) -> list[str]:
             for name, cell in results.get("bridge", {}).items()
             if "error" in cell.get("contenders", {}).get(verdict.BRIDGE, {})
         ]
+        + [f"rotate ({one['error']})" for one in [results.get("rotation", {})] if "error" in one]
     )
 
 

@@ -25,6 +25,8 @@ def render(results: dict[str, Any], required: Iterable[Figure]) -> str:
         parts += _failover(results["failover"])
     if "bridge" in results:
         parts += _bridge(results["bridge"])
+    if "rotation" in results:
+        parts.append(_rotation(results["rotation"]))
     parts.append(_figures(required))
     return "\n\n".join(parts)
 
@@ -235,6 +237,14 @@ def _bridge(parts: dict[str, Any]) -> list[str]:
             if "error" in one
         ]
     return [*told, *_untold(parts)]
+
+
+def _rotation(cell: dict[str, Any]) -> str:
+    if "seconds" not in cell:
+        return f"keys rotate all: {cell.get('skipped') or cell['error']}"
+    steps = [f"{name} {median(one['steps'][name] for one in cell['rounds']):.2f}"
+             for name in cell["rounds"][0]["steps"] if name != "drain"]  # fmt: skip
+    return f"keys rotate all: {cell['seconds']:.2f} s without the drain ({', '.join(steps)})"
 
 
 def _kinds(kinds: dict[str, int]) -> str:

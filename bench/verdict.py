@@ -116,11 +116,15 @@ def figures(results: Results) -> list[Figure]:
     found.append(Figure("RSS growth, requests + reconnects", growth, 5, 0, " %", at_most=True))
     seconds = results.get("startup", {}).get("seconds")
     found.append(Figure("start to first answer, loopback", seconds, 1, 0.6, " s", at_most=True))
+    rotation = results.get("rotation", {})
+    title, why = "keys rotate all, without the drain", _missing(rotation)
+    rotated = Figure(title, rotation.get("seconds"), 3, 2, " s", at_most=True, why=why)
     return [
         *found,
         *_gateway(results.get("gateway", {})),
         *_failover(results.get("failover", {})),
         *_bridge(results.get("bridge", {})),
+        rotated,
     ]
 
 

@@ -93,6 +93,7 @@ class KeyDesk:
         for key in mine["keys"]:
             key["open"] = running.get(key["kid"], 0)
         issuers = self._issuers()
+        current = issuers[0] if issuers else None
         return _answer(
             {
                 "catalyst": "keys",
@@ -101,14 +102,18 @@ class KeyDesk:
                 "role": client.role,
                 "generation": registry.generation,
                 **mine,
-                "client_ca": {"issuers": issuers, "current": issuers[0] if issuers else None},
+                "client_ca": {
+                    "issuers": [one.thumbprint for one in issuers],
+                    "current": current and current.thumbprint,
+                    "not_after": current and int(current.not_after),
+                },
                 "site": {"not_after": self._site_end()},
             }
         )
 
-    def _issuers(self) -> list[str]:
+    def _issuers(self) -> list[certs.CertificateFacts]:
         try:
-            return [certs.facts(one).thumbprint for one in authority.trusted(self._layout)]
+            return [certs.facts(one) for one in authority.trusted(self._layout)]
         except (OSError, ValueError):
             return []
 

@@ -15,7 +15,6 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
-    NoEncryption,
     PrivateFormat,
     load_pem_private_key,
 )
@@ -23,6 +22,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from .errors import KeyFileError
 from .keyring import base64url
+from .locked import Unlock, encryption, unlocked
 
 CA_DAYS = 3650
 CLIENT_DAYS = 365
@@ -54,19 +54,19 @@ class CertificateFacts:
     not_after: float
 
 
-def private_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+def private_pem(key: ec.EllipticCurvePrivateKey, unlock: Unlock | None = None) -> bytes:
     """Return a private key, PKCS #8 PEM: a secret."""
-    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption(unlock))
 
 
-def load_private(pem: bytes) -> ec.EllipticCurvePrivateKey:
+def load_private(pem: bytes, unlock: Unlock | None = None) -> ec.EllipticCurvePrivateKey:
     """Return the P-256 key in `pem`.
 
     Raises:
         KeyFileError: it is something else.
     """
     try:
-        key = load_pem_private_key(pem, password=None)
+        key = unlocked(load_pem_private_key, pem, unlock)
     except (ValueError, TypeError, UnsupportedAlgorithm) as exc:
         raise KeyFileError("That is not a PEM private key without passphrase.") from exc
     if not isinstance(key, ec.EllipticCurvePrivateKey) or key.curve.name != "secp256r1":

@@ -13,13 +13,13 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
-    NoEncryption,
     PrivateFormat,
     load_pem_private_key,
 )
 
 from .errors import KeyFileError
 from .files import write_private
+from .locked import Unlock, encryption, unlocked
 
 Jwk = dict[str, str]
 
@@ -91,7 +91,7 @@ class KeyRing:
         return self._accepted.get(kid)
 
 
-def make_token_key(path: Path) -> Ed25519PrivateKey:
+def make_token_key(path: Path, unlock: Unlock | None = None) -> Ed25519PrivateKey:
     """Make a token key in `path` (PKCS #8, mode 0600).
 
     Raises:
@@ -99,12 +99,12 @@ def make_token_key(path: Path) -> Ed25519PrivateKey:
         OSError: it cannot be written.
     """
     key = Ed25519PrivateKey.generate()
-    pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption(unlock))
     write_private(path, pem, replace=False)
     return key
 
 
-def load_token_key(path: Path) -> Ed25519PrivateKey:
+def load_token_key(path: Path, unlock: Unlock | None = None) -> Ed25519PrivateKey:
     """Return the token key in `path`.
 
     Raises:
@@ -112,7 +112,7 @@ def load_token_key(path: Path) -> Ed25519PrivateKey:
         OSError: it cannot be read.
     """
     try:
-        key = load_pem_private_key(path.read_bytes(), password=None)
+        key = unlocked(load_pem_private_key, path.read_bytes(), unlock)
     except (ValueError, TypeError, UnsupportedAlgorithm) as exc:
         raise KeyFileError(f"{path} is not a PEM private key without passphrase.") from exc
     if not isinstance(key, Ed25519PrivateKey):

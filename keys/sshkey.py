@@ -7,27 +7,32 @@ from pathlib import Path
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
-    NoEncryption,
     PrivateFormat,
     PublicFormat,
+    load_pem_private_key,
     load_ssh_private_key,
 )
 
 from .errors import KeyFileError
 from .files import write_private
 from .keyring import base64url, from_base64url
+from .locked import Unlock, encryption, unlocked
 
 _BLOB = b"\0\0\0\x0bssh-ed25519\0\0\0\x20"  # what stands before the 32 bytes: RFC 8709 section 4
+_PKCS8 = b"-----BEGIN ENCRYPTED PRIVATE KEY-----"
 _LINE = re.compile(r"ssh-ed25519 ([A-Za-z0-9+/]{68})")  # 51 bytes: no padding, one spelling
 _FINGERPRINT = re.compile(r"SHA256:[A-Za-z0-9+/]{43}")
 _PROOF = b"catalyst-ssh-proof\0"
 """What an SSH login signs begins with a length (RFC 4252 section 7): no proof can be one."""
 
 
-def make_key(path: Path) -> str:
-    """Make an Ed25519 key in `path` (OpenSSH format, mode 0600) and return its public half.
+def make_key(path: Path, unlock: Unlock | None = None) -> str:
+    """Make an Ed25519 key in `path` (mode 0600) and return its public half.
+
+    Its format is OpenSSH's own, or PKCS #8 under a passphrase (ssh reads both).
 
     The public half, "ssh-ed25519 AAAA...", is also written beside it as `path`.pub.
 
@@ -36,27 +41,22 @@ def make_key(path: Path) -> str:
         OSError: the file cannot be written.
     """
     private = Ed25519PrivateKey.generate()
-    pem = private.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
+    kind = PrivateFormat.OpenSSH if unlock is None else PrivateFormat.PKCS8
+    pem = private.private_bytes(Encoding.PEM, kind, encryption(unlock))
     write_private(path, pem, replace=False)
-    public = public_half(path)
+    public = public_line(private.public_key())
     write_private(path.with_name(f"{path.name}.pub"), f"{public}\n".encode(), replace=True)
     return public
 
 
-def public_half(path: Path) -> str:
+def public_half(path: Path, unlock: Unlock | None = None) -> str:
     """Return the public half of the private key in `path`, as "type base64".
 
     Raises:
         KeyFileError: it is not an OpenSSH private key without passphrase.
         OSError: the file cannot be read.
     """
-    try:
-        key = load_ssh_private_key(path.read_bytes(), password=None)
-    except (ValueError, TypeError, UnsupportedAlgorithm) as exc:
-        raise KeyFileError(
-            f"{path} is not an OpenSSH private key that can be read without a passphrase."
-        ) from exc
-    line = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
+    line = _load(path, unlock).public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
     return line.decode("ascii")
 
 
@@ -113,6 +113,30 @@ def proves(line: object, proof: object, audience: str, client: str, nonce: str) 
 
 def _proved(audience: str, client: str, nonce: str) -> bytes:
     return _PROOF + "\0".join((audience, client, nonce)).encode()
+
+
+def load_key(path: Path, unlock: Unlock | None = None) -> Ed25519PrivateKey:
+    """Return the Ed25519 key in `path`.
+
+    Raises:
+        KeyFileError: it holds something else.
+        OSError: the file cannot be read.
+    """
+    key = _load(path, unlock)
+    if not isinstance(key, Ed25519PrivateKey):
+        raise KeyFileError(f"{path} is not an Ed25519 key.")
+    return key
+
+
+def _load(path: Path, unlock: Unlock | None) -> PrivateKeyTypes:
+    text = path.read_bytes()
+    ours = load_pem_private_key if text.startswith(_PKCS8) else load_ssh_private_key
+    try:
+        return unlocked(ours, text, unlock)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as exc:
+        raise KeyFileError(
+            f"{path} is not an OpenSSH private key that can be read without a passphrase."
+        ) from exc
 
 
 def fingerprint(public: str) -> str:

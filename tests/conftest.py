@@ -22,6 +22,20 @@ from tunnel.up import Tunnel
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep the tests of a file in one process, and all that end ssh sessions in the same one.
+
+    A registrar ends those sessions of an account that it did not note, another test's for one.
+    """
+    for item in items:
+        names = vars(getattr(item, "module", None) or object).values()
+        ends = any(getattr(one, "__module__", "") in _ENDING for one in names)
+        item.add_marker(pytest.mark.xdist_group("sessions" if ends else item.path.name))
+
+
+_ENDING = {"tests.registrarserver", "tests.keystack"}
+
+
 @pytest.fixture(scope="session")
 def _sshd_program() -> Path:
     program = find_sshd()

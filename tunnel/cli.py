@@ -1,4 +1,4 @@
-"""The command line: the only place that prints and exits.
+"""The command line; with its groups (`cli_keys`), the only place that prints and exits.
 
 Imports are late on purpose: `status` and `--help` must not pay for asyncssh.
 """
@@ -6,7 +6,6 @@ Imports are late on purpose: `status` and `--help` must not pay for asyncssh.
 import asyncio
 import functools
 import getpass
-import importlib
 import json
 import logging
 import os
@@ -14,11 +13,14 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 
 from . import __version__
+from .cli_base import LateGroup, config_option, fail, file_of
+from .cli_enroll import enroll
+from .cli_keys import keys
 
 EXIT_CODES = """\b
 Exit codes:
@@ -31,49 +33,8 @@ Exit codes:
   130  interrupted before it was done; for `up`, by a second Ctrl-C"""
 
 
-def fail(text: str, code: int = 1) -> NoReturn:
-    """Say what is wrong on stderr and exit."""
-    for line in text.splitlines():
-        click.secho(line, fg="red", err=True)
-    sys.exit(code)
-
-
-def _config_option(function: Callable[..., Any]) -> Callable[..., Any]:
-    return click.option(
-        "--config",
-        type=click.Path(path_type=Path, dir_okay=False),
-        metavar="FILE",
-        help="Settings file; its directory is the home.  [$CATALYST_HOME/config.toml, "
-        "else ~/.catalyst-tunnel/config.toml]",
-    )(function)
-
-
-def _file(config: Path | None) -> Path:
-    from .settings import home
-
-    return (config or home() / "config.toml").absolute()
-
-
-class _Group(click.Group):
-    """A group whose commands are, all or in part, in a module that is imported when asked for."""
-
-    def __init__(self, *args: Any, module: str, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._module = module
-
-    def _more(self) -> dict[str, click.Command]:
-        found: dict[str, click.Command] = importlib.import_module(f"tunnel.{self._module}").COMMANDS
-        return found
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted({*super().list_commands(ctx), *self._more()})
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        return super().get_command(ctx, cmd_name) or self._more().get(cmd_name)
-
-
 @click.group(
-    cls=_Group,
+    cls=LateGroup,
     module="cli_terminal",
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="\b\nFirst time:\n  catalyst-tunnel init\n  catalyst-tunnel up\n\n" + EXIT_CODES,
@@ -87,7 +48,7 @@ def cli() -> None:
     epilog="\b\nExamples:\n  catalyst-tunnel up\n  catalyst-tunnel up --path https\n"
     "  catalyst-tunnel up --log-format json"
 )
-@_config_option
+@config_option
 @click.option(
     "--path",
     "road",
@@ -105,7 +66,7 @@ def up(config: Path | None, road: str, log_format: str, verbose: bool) -> None:
     from . import log
     from .settings import SettingsError, load
 
-    file = _file(config)
+    file = file_of(config)
     try:
         settings = load(file, None if road == "auto" else road)
     except SettingsError as exc:
@@ -145,7 +106,7 @@ async def _nothing(_: object) -> None:
 def _ask(config: Path | None, command: str) -> dict[str, Any]:
     from .control import ControlError, NotRunningError, ask
 
-    file = _file(config)
+    file = file_of(config)
     try:
         return asyncio.run(ask(file.parent, command))
     except NotRunningError:
@@ -158,7 +119,7 @@ def _ask(config: Path | None, command: str) -> dict[str, Any]:
     epilog="\b\nExamples:\n  catalyst-tunnel status\n"
     "  catalyst-tunnel status --json | jq .paths\n\n" + EXIT_CODES
 )
-@_config_option
+@config_option
 @click.option("--json", "as_json", is_flag=True, help="Print the whole snapshot as JSON.")
 def status(config: Path | None, as_json: bool) -> None:
     """Send a request to the service and back, and tell what came of it."""
@@ -167,7 +128,7 @@ def status(config: Path | None, as_json: bool) -> None:
 
     if as_json:
         try:
-            data = asyncio.run(ask(_file(config).parent, "status"))
+            data = asyncio.run(ask(file_of(config).parent, "status"))
         except NotRunningError:
             click.echo(json.dumps({"up": False, "running": False}))
             sys.exit(EXIT_NOT_RUNNING)
@@ -199,17 +160,20 @@ def status(config: Path | None, as_json: bool) -> None:
     )
     for code, count in sorted(snapshot.problems.items()):
         click.echo(f"  {count} times {code}")
+    for notice in snapshot.notices:
+        text = f"  {notice['message']} {notice['remedy']} [{notice['code']}]"
+        click.secho(text, fg="yellow")
     sys.exit(snapshot.exit_code)
 
 
 @cli.command()
-@_config_option
+@config_option
 def down(config: Path | None) -> None:
     """Stop the running tunnel; requests that run are given a few seconds."""
     from .control import control_file
 
     _ask(config, "down")
-    file = control_file(_file(config).parent)
+    file = control_file(file_of(config).parent)
     deadline = time.monotonic() + 10.0
     while file.exists() and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -224,7 +188,7 @@ def down(config: Path | None) -> None:
     "      --host-key-fingerprint SHA256:...\n"
     "  catalyst-tunnel init --show-key\n"
 )
-@_config_option
+@config_option
 @click.option("--ssh-host", metavar="HOST", help="Name or address of the droplet.")
 @click.option("--ssh-port", type=click.IntRange(1, 65535), default=22, show_default=True)
 @click.option("--ssh-user", metavar="USER", help="Account on the droplet.  [your own name]")
@@ -265,9 +229,10 @@ def init(
     from keys.errors import KeyFileError
 
     from .initialise import KEY, Answers, ensure_key, line_for, write_settings
+    from .keyfiles import unlock_new
     from .settings import SettingsError, load_unchecked, parse_address
 
-    file = _file(config)
+    file = file_of(config)
     try:
         if file.exists():
             if ssh_host is not None:
@@ -294,7 +259,7 @@ def init(
             click.echo(f"Settings: {file}")
         settings = load_unchecked(file)
         identity = settings.ssh.identity or file.parent / KEY
-        public, made = ensure_key(identity)
+        public, made = ensure_key(identity, unlock_new(settings))
         if made:
             click.echo(f"Key:      {identity} (made now; the private half stays on this machine)")
         if not show_key:
@@ -352,69 +317,15 @@ def _pin(settings: Any, expected: str | None, yes: bool) -> None:
     click.echo(f"Host key: {shown} (pinned in {ssh.known_hosts})")
 
 
-@cli.group()
-def keys() -> None:
-    """Get this laptop let in by the droplet's gateway."""
-
-
-@keys.command(
-    epilog="\b\nExample, with the droplet's half in the middle:\n"
-    "  catalyst-tunnel keys request > request\n"
-    "  ssh root@droplet catalyst-gateway client add laptop --role operator \\\n"
-    "      < request > answer\n"
-    "  catalyst-tunnel keys accept answer"
-)
-@_config_option
-@click.option("--new", is_flag=True, help="Give up keys that wait for an answer; make new ones.")
-def request(config: Path | None, new: bool) -> None:
-    """Make the keys of the https path, and print the request for the droplet.
-
-    The private halves stay here. Keys that wait for an answer are kept and asked for again.
-    """
-    from keys.errors import KeyFileError
-
-    from .enrol import make_request
-
-    try:
-        text = make_request(_file(config).parent, fresh=new)
-    except KeyFileError as exc:
-        fail(str(exc), 2)
-    except OSError as exc:
-        fail(f"{exc.filename}: {exc.strerror}", 1)
-    click.echo(text, nl=False)
-
-
-@keys.command(epilog="\b\nExample:\n  catalyst-tunnel keys accept answer")
-@click.argument("answer", type=click.File("rb"))
-@_config_option
-def accept(config: Path | None, answer: Any) -> None:
-    """Check the droplet's ANSWER, install it, and complete [https] in the settings."""
-    from keys.enrolment import SIZE
-    from keys.errors import KeyFileError
-
-    from .enrol import EnrolError, install
-    from .settings import SettingsError
-
-    file = _file(config)
-    try:
-        enrolled = install(file, answer.read(SIZE + 1))
-    except (EnrolError, KeyFileError, SettingsError, ValueError) as exc:
-        fail(str(exc), 2)
-    except OSError as exc:
-        fail(f"{exc.filename}: {exc.strerror}", 1)
-    click.echo(f"{enrolled.client} may come in as {enrolled.role}, by {enrolled.url}")
-    click.echo(
-        f"Settings: {file}\n\nThen: catalyst-tunnel up\n\n"
-        "For tokens, roles and the audit log on the ssh path too, set in [ssh]:\n"
-        f'  target = "{enrolled.ssh_target}"\n  gateway = true'
-    )
+cli.add_command(enroll)
+cli.add_command(keys)
 
 
 @cli.command(
     epilog="\b\nExample, by hand:\n"
     """  echo '{"jsonrpc":"2.0","id":1,"method":"tools/list"}' | catalyst-tunnel stdio\n"""
 )
-@_config_option
+@config_option
 @click.option("-v", "--verbose", is_flag=True, help="Log more.")
 def stdio(config: Path | None, verbose: bool) -> None:
     """Be an MCP server on stdin and stdout: what Claude Desktop launches.
@@ -424,10 +335,10 @@ def stdio(config: Path | None, verbose: bool) -> None:
     """
     from .bridge.run import run
 
-    run(_file(config), verbose=verbose)
+    run(file_of(config), verbose=verbose)
 
 
-@cli.group(cls=_Group, module="cli_claude")
+@cli.group(cls=LateGroup, module="cli_claude")
 def claude() -> None:
     """Let Claude Desktop and other MCP clients start the bridge."""
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
-from .cli import _file, fail
+from .cli_base import fail, file_of
 
 if TYPE_CHECKING:
     from .terminal import Conversation, NoAnswerError, OnProgress
@@ -52,7 +52,7 @@ def converse(
     from . import log
     from .terminal import NoAnswerError, conversation
 
-    file = _file(config)
+    file = file_of(config)
     handler = logging.StreamHandler(sys.stderr) if verbose else logging.NullHandler()
     log.configure([handler], "text", verbose=verbose)
     for stream in (sys.stdout, sys.stderr):

@@ -18,7 +18,7 @@ from .claude import (
     plan_install,
     plan_remove,
 )
-from .cli import _config_option, _file, fail
+from .cli_base import config_option, fail, file_of
 from .clients import CLIENTS, PROJECT, Machine, Place, candidates, places, redirected
 
 
@@ -53,7 +53,7 @@ def _where_options(function: Callable[..., Any]) -> Callable[..., Any]:
     "  catalyst-tunnel claude install --client vscode --scope project"
 )
 @_where_options
-@_config_option
+@config_option
 def install(
     client: str, scope: str, config_path: Path | None, name: str, dry_run: bool, config: Path | None
 ) -> None:
@@ -62,7 +62,7 @@ def install(
     What was there is kept beside the file as FILE.bak-1, -2 and so on. A second run changes
     nothing.
     """
-    file = _file(config)
+    file = file_of(config)
     changed = _change(
         _places(client, scope, config_path),
         lambda place: plan_install(place, name, file),

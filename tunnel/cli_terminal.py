@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.shell_completion import CompletionItem
 
-from .cli import EXIT_CODES, _config_option, _file, fail
+from .cli import EXIT_CODES
 from .cli_asking import Waiting, ask, converse, meter, show, write, write_json
+from .cli_base import config_option, fail, file_of
 
 if TYPE_CHECKING:
     from .terminal import Conversation
@@ -28,7 +29,7 @@ def _options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--json", "as_json", is_flag=True, help="Print what the service says as JSON."
         ),
-        _config_option,
+        config_option,
     ):
         function = option(function)
     return function
@@ -39,7 +40,7 @@ def _known(method: str, member: str) -> list[Json]:
     from .bridge.memory import Memory, memory_file
 
     config = click.get_current_context().params.get("config")
-    said = Memory(memory_file(_file(config).parent)).recall(method) or {}
+    said = Memory(memory_file(file_of(config).parent)).recall(method) or {}
     return [one for one in said.get(member, ()) if isinstance(one, dict)]
 
 

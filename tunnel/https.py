@@ -6,7 +6,6 @@ the start, and by bytes that keep coming.
 """
 
 import asyncio
-import logging
 import ssl
 import time
 from collections.abc import Callable
@@ -24,6 +23,7 @@ from keys.token import Minter
 from .channels import P
 from .dial import dial, dial_through_proxy, notice_death
 from .http import ConnectionGoneError, HttpConnection, Pulse, header
+from .keyfiles import Made, Stamp, pair_fault, stamp
 from .problems import ProblemError
 from .settings import Address, Https
 from .tokens import Clock, Ruling, Tokens
@@ -31,8 +31,6 @@ from .tokens import Clock, Ruling, Tokens
 HANDSHAKE = 10.0  # seconds for TLS
 ANSWER = 10.0  # seconds for the first answer
 LINGER = 30  # seconds of silence after which what still runs on a dead network is given up
-LOOK = 2.0  # seconds between looks at certificate and keys
-_log = logging.getLogger(__name__)
 
 ALIVE = b"/health"  # NGINX's own answer, on every site
 
@@ -41,25 +39,33 @@ class Session:
     """The https path while requests get through."""
 
     def __init__(
-        self, settings: Https, context: ssl.SSLContext, tokens: Tokens, files: list[Path]
+        self,
+        settings: Https,
+        context: ssl.SSLContext,
+        tokens: Tokens,
+        files: Callable[[], list[Path]],
     ) -> None:
         loop = asyncio.get_running_loop()
         self._settings = settings
         self._context = context
         self._pinging: asyncio.Task[None] | None = None
         self._control: HttpConnection | None = None
-        self._files = files
-        self._made_with = self._seen = [_stamp(file) for file in files]
-        self._looking = loop.call_later(LOOK, self._look)
-        self.replaced = False
+        self._made = Made(files)
         self.tokens = tokens
         self.wire = Pulse()
+        self.site_ends: float | None = None
+        """When NGINX's own certificate ends, seconds since the epoch."""
         self.lost: asyncio.Future[None] = loop.create_future()
 
     @property
     def alive(self) -> bool:
         """Whether it takes new requests."""
         return not self.lost.done()
+
+    @property
+    def replaced(self) -> bool:
+        """Whether another certificate or other keys are to be used now."""
+        return self._made.outdated
 
     async def open(self, factory: Callable[[], P], target: Address) -> P:
         """Open a connection for requests; where it leads is the gateway's to know.
@@ -103,6 +109,9 @@ class Session:
             raise
         if isinstance(protocol, HttpConnection):
             protocol.pulse = self.wire
+        shown = transport.get_extra_info("peercert") or {}
+        if "notAfter" in shown:
+            self.site_ends = ssl.cert_time_to_seconds(shown["notAfter"])
         del transport
         return cast(P, protocol)
 
@@ -179,23 +188,6 @@ class Session:
     def calm(self) -> None:
         """Stop pinging: the peer has spoken."""
 
-    def _look(self) -> None:
-        """End it when certificate and keys were replaced by others that can be used."""
-        if not self.alive:
-            return
-        before, self._seen = self._seen, [_stamp(file) for file in self._files]
-        if self._seen == before != self._made_with:  # they have come to rest, all of them
-            self._made_with = self._seen
-            try:
-                _context(self._settings)
-            except ProblemError as exc:
-                _log.warning("kept the old certificate", extra={"problem": exc.problem})
-            else:
-                self.replaced = True
-                self.drop()
-                return
-        self._looking = asyncio.get_running_loop().call_later(LOOK, self._look)
-
     def drop(self) -> None:
         """Take nothing new: requests do not get through here any longer."""
         if not self.lost.done():
@@ -208,7 +200,6 @@ class Session:
     def abort(self) -> None:
         """End it; the connections with requests on them are the pool's to end."""
         self.drop()
-        self._looking.cancel()
         if self._pinging is not None:
             self._pinging.cancel()
         if self._control is not None:
@@ -218,28 +209,30 @@ class Session:
 _BEHIND = frozenset({"target_refused", "upstream_closed"})
 
 
-def _stamp(file: Path) -> tuple[int, int] | None:
-    try:
-        info = file.stat()
-    except OSError:
-        return None
-    return info.st_mtime_ns, info.st_ino
-
-
-async def connect(settings: Https, clock: Clock, wall: Callable[[], float] = time.time) -> Session:
+async def connect(
+    settings: Https,
+    clock: Clock,
+    wall: Callable[[], float] = time.time,
+    files: Callable[[], list[Path]] = list,
+) -> Session:
     """Load keys and certificate, and prove that a request gets through with them.
+
+    Args:
+        settings: where, and with which keys.
+        clock: the gateway's, as far as it is known.
+        wall: seconds since the epoch, as this machine counts them.
+        files: returns the key files that are to be used now, whenever it is asked.
 
     Raises:
         ProblemError: why not.
     """
-    if fault := private_file_fault(settings.key):
+    if fault := pair_fault(settings.cert, settings.key, settings.unlock):
         raise ProblemError("key_unusable", fault)
     facts = _facts(settings.cert)
     tokens = load_tokens(settings, clock, facts.thumbprint)
     if facts.not_after < wall() + clock.offset:
         text = f"The client certificate {settings.cert} has expired."
         raise ProblemError("certificate_expired", text)
-    files = [settings.cert, settings.key, settings.token_key]
     session = Session(settings, _context(settings), tokens, files)
     try:
         await session.prove()
@@ -263,7 +256,7 @@ def load_tokens(settings: Https, clock: Clock, certificate: str | None) -> Token
     if fault := private_file_fault(settings.token_key):
         raise ProblemError("key_unusable", fault)
     try:
-        key = load_token_key(settings.token_key)
+        key = load_token_key(settings.token_key, settings.unlock)
     except KeyFileError as exc:
         raise ProblemError("key_unusable", str(exc)) from exc
     except OSError as exc:
@@ -288,7 +281,8 @@ def _context(settings: Https) -> ssl.SSLContext:
             cafile=str(settings.ca_file) if settings.ca_file else None
         )
         # With no password given, OpenSSL would ask the terminal for that of an encrypted key.
-        context.load_cert_chain(settings.cert, settings.key, password="")
+        password = settings.unlock or ""
+        context.load_cert_chain(settings.cert, settings.key, password=password)
     except (OSError, ssl.SSLError) as exc:  # SSLError is an OSError
         names = f"{settings.cert}, {settings.key} or {settings.ca_file}"
         text = (
@@ -302,20 +296,21 @@ def _context(settings: Https) -> ssl.SSLContext:
     return context
 
 
-def unbound_tokens(settings: Https, clock: Clock) -> Callable[[], Tokens]:
+def unbound_tokens(settings: Callable[[], Https], clock: Clock) -> Callable[[], Tokens]:
     """Return what gives the credentials for a way without TLS of ours, as their files are now.
 
     What is returned raises ProblemError: key_unusable.
     """
-    seen: tuple[int, int] | None = None
+    seen: tuple[Path, Stamp] | None = None
     tokens: Tokens | None = None
 
     def current() -> Tokens:
         nonlocal seen, tokens
-        stamp = _stamp(settings.token_key)
-        if tokens is None or stamp != seen:
-            tokens = load_tokens(settings, clock, None)
-            seen = stamp
+        https = settings()
+        now = https.token_key, stamp(https.token_key)
+        if tokens is None or now != seen:
+            tokens = load_tokens(https, clock, None)
+            seen = now
         return tokens
 
     return current

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from keys.files import write_private
+from keys.locked import Unlock
 from keys.sshkey import authorized_line, make_key, public_half
 
 from .settings import Address, Settings, parse
@@ -43,7 +44,6 @@ hold = 30                    # seconds that requests wait for a path
 host = {quoted(answers.host)}
 port = {answers.port}
 user = {quoted(answers.user)}
-identity = {quoted(KEY.as_posix())}
 known_hosts = "known_hosts"
 target = {quoted(answers.target)}  # as the droplet sees the service
 
@@ -68,7 +68,7 @@ def write_settings(file: Path, answers: Answers) -> None:
     write_private(file, text.encode(), replace=False)
 
 
-def ensure_key(path: Path) -> tuple[str, bool]:
+def ensure_key(path: Path, unlock: Unlock | None = None) -> tuple[str, bool]:
     """Return the public half of the key in `path`, made if there is none, and whether it was.
 
     Raises:
@@ -76,8 +76,8 @@ def ensure_key(path: Path) -> tuple[str, bool]:
         OSError: it cannot be read or written.
     """
     if path.exists():
-        return public_half(path), False
-    return make_key(path), True
+        return public_half(path, unlock), False
+    return make_key(path, unlock), True
 
 
 def line_for(settings: Settings, public: str) -> str:

@@ -23,6 +23,7 @@ class Event(StrEnum):
 
     START = "start"
     CONNECTED = "connected"
+    REPLACED = "replaced"  # a connection made with new keys took the place of the one that was up
     LOST = "lost"
     REFUSED = "refused"  # wrong key, changed host key: permanent until somebody acts
     RETRY_DUE = "retry_due"
@@ -39,6 +40,7 @@ TABLE: dict[State, dict[Event, State]] = {
         Event.STOP: State.STOPPED,
     },
     State.UP: {
+        Event.REPLACED: State.UP,
         Event.LOST: State.WAITING,
         Event.STOP: State.STOPPED,
     },

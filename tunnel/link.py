@@ -23,6 +23,7 @@ TICK = 0.25  # seconds between looks at a connection that is up
 ANXIOUS = 0.75  # seconds that something we sent may stay without a byte in return
 DOUBT = 0.6  # seconds without a sign of life after which whoever has another path may take it
 PATIENCE = 3.25  # seconds that a doubted peer is given to say anything
+AGAIN = 2.0  # seconds between tries to replace a connection that is up
 JUMP = 5.0  # seconds by which a look may come late before it counts as sleep
 
 _log = logging.getLogger(__name__)
@@ -39,8 +40,10 @@ class Connection(Protocol):
     """What the link needs of what it keeps up."""
 
     lost: asyncio.Future[None]
-    replaced: bool
-    """Whether it ended only because a newer one is wanted: what runs on it may go on."""
+
+    @property
+    def replaced(self) -> bool:
+        """Whether another is wanted, made with newer keys; this one serves until there is one."""
 
     @property
     def alive(self) -> bool:
@@ -131,6 +134,8 @@ class Link:
                     await self._fail(exc.problem)
                 else:
                     await self._serve(connection)
+                    _log.warning("link lost", extra={"path": self._name, "problem": self.problem})
+                    await self._wait(self._backoff.next())
         finally:
             await self._take(Event.STOP)
 
@@ -148,29 +153,35 @@ class Link:
         await self._wait(self._backoff.slow() if problem.permanent else self._backoff.next())
 
     async def _serve(self, connection: Connection) -> None:
+        """Return when `connection` and all that took its place are lost."""
         loop = asyncio.get_running_loop()
-        began = loop.time()
-        self.connection = connection
-        self.problem = self._told = None
-        self.connects += 1
-        await self._take(Event.CONNECTED)
-        _log.info("link up", extra={"path": self._name, "connects": self.connects})
-        try:
-            await self._watch(connection)
-        except BaseException:
-            connection.abort()
-            raise
-        finally:
-            self.connection = None
-            self.doubted = False
-        self._backoff.lived(loop.time() - began)
-        self.problem = Problem("link_lost", "The connection was lost.")
-        connection.retire()
-        for tell in self.on_lost:
-            tell(connection)
-        await self._take(Event.LOST)
-        _log.warning("link lost", extra={"path": self._name, "problem": self.problem})
-        await self._wait(self._backoff.next())
+        event = Event.CONNECTED
+        while True:
+            began = loop.time()
+            self.connection = connection
+            self.problem = self._told = None
+            self.connects += 1
+            await self._take(event)
+            _log.info("link up", extra={"path": self._name, "connects": self.connects})
+            successor: Connection | None = None
+            try:
+                successor = await self._watch(connection)
+            except BaseException:
+                connection.abort()
+                raise
+            finally:
+                self.connection = successor
+                self.doubted = False
+            if successor is None:
+                self._backoff.lived(loop.time() - began)
+                self.problem = Problem("link_lost", "The connection was lost.")
+            connection.retire()
+            for tell in self.on_lost:
+                tell(connection)
+            if successor is None:
+                await self._take(Event.LOST)
+                return
+            connection, event = successor, Event.REPLACED
 
     async def _wait(self, delay: float) -> None:
         """Wait for `delay` seconds; end early when the machine slept or somebody says look."""
@@ -190,8 +201,19 @@ class Link:
             break
         await self._take(event)
 
-    async def _watch(self, connection: Connection) -> None:
-        """Return when `connection` is lost, or has been silent for too long."""
+    async def _watch(self, connection: Connection) -> Connection | None:
+        """Return when `connection` is lost or has been silent for too long, or with the one that
+        takes its place.
+        """
+        succession = _Succession(self._connect, self._name)
+        try:
+            return await self._look_after(connection, succession)
+        finally:
+            succession.end()
+
+    async def _look_after(
+        self, connection: Connection, succession: "_Succession"
+    ) -> Connection | None:
         loop = asyncio.get_running_loop()
         pinged: float | None = None
         self._look.clear()
@@ -203,6 +225,8 @@ class Link:
             late = max(now - before, self._wall() - wall_before) > JUMP
             look = self._look.is_set() or late
             self._look.clear()
+            if connection.replaced and (successor := succession.step()) is not None:
+                return successor
             wire = connection.wire
             if wire is None:
                 continue
@@ -218,11 +242,12 @@ class Link:
                     pinged = now
                     connection.ping()
             elif now - pinged >= PATIENCE:
-                return
+                return None
             elif now - pinged >= DOUBT and not self.doubted:
                 self.doubted = True
                 for tell in self.on_doubt:
                     tell(connection)
+        return None
 
     async def _pause(self, lost: asyncio.Future[None]) -> None:
         looked = asyncio.ensure_future(self._look.wait())
@@ -231,3 +256,45 @@ class Link:
             await asyncio.wait(either, timeout=TICK, return_when=asyncio.FIRST_COMPLETED)
         finally:
             looked.cancel()
+
+
+class _Succession:
+    """Makes the connection that takes the place of one that is up, trying until it can be made."""
+
+    def __init__(self, connect: Callable[[], Awaitable[Connection]], name: str) -> None:
+        self._connect = connect
+        self._name = name
+        self._dialling: asyncio.Future[Connection] | None = None
+        self._due = 0.0
+        self._told: Problem | None = None
+
+    def step(self) -> Connection | None:
+        """Begin, or go on; return the new connection once it is up."""
+        now = asyncio.get_running_loop().time()
+        if self._dialling is None:
+            if now >= self._due:
+                self._dialling = asyncio.ensure_future(self._connect())
+            return None
+        if not self._dialling.done():
+            return None
+        dialled, self._dialling = self._dialling, None
+        try:
+            return dialled.result()
+        except ProblemError as exc:
+            self._due = now + AGAIN
+            if exc.problem != self._told:
+                self._told = exc.problem
+                extra = {"path": self._name, "problem": exc.problem}
+                _log.warning("kept the old keys", extra=extra)
+            return None
+
+    def end(self) -> None:
+        """Give up a connection that is not wanted any longer."""
+        if self._dialling is not None:
+            self._dialling.add_done_callback(_abort)
+            self._dialling.cancel()
+
+
+def _abort(dialled: asyncio.Future[Connection]) -> None:
+    if not dialled.cancelled() and dialled.exception() is None:
+        dialled.result().abort()

@@ -106,8 +106,10 @@ class Path:
         return not upstream.owner.alive or self.link.doubted
 
     def _lost(self, connection: Connection) -> None:
-        self.good_since = None
-        self.pool.abandon(connection, running=not connection.replaced)
+        taken_over = self.link.connection is not None
+        if not taken_over:
+            self.good_since = None
+        self.pool.abandon(connection, running=not taken_over)
 
     async def _open(self) -> tuple[HttpConnection, Connection]:
         connection = self.link.connection
@@ -223,7 +225,7 @@ class Path:
         due = probed + (PROBE_EVERY if self.health.answered else PROBE_SOON)
         while (now := loop.time()) < due:
             await asyncio.wait({connection.lost}, timeout=min(LOOK, due - now))  # leaves it alone
-            if connection.lost.done():
+            if connection.lost.done() or self.link.connection is not connection:
                 return
             waiting = self.pool.waiting_since
             if waiting is not None and loop.time() - max(waiting, probed) >= STALL:

@@ -113,6 +113,10 @@ class Pool:
         ]
         return min(times, default=None)
 
+    def running_without(self, owner: Connection | None) -> int:
+        """Return how many requests run over other connections than `owner`."""
+        return sum(one.owner is not owner for one in self._busy)
+
     def warm(self) -> None:
         """See to it that a spare is open, in the background."""
         if self._warming is None and self._spares() < SPARE:

@@ -66,7 +66,11 @@ CATALOGUE: dict[str, Entry] = {
         503, -32013, "Check the system's HTTPS proxy, or set [https] use_proxy = false."
     ),
     "certificate_expired": Entry(
-        503, -32013, "Enrol again: `keys request` here, `client add` there, `keys accept` here."
+        503,
+        -32013,
+        "`up` renews it by the ssh path, where that leads to the gateway; at once: "
+        "`catalyst-tunnel keys rotate cert`. Else enrol again: `keys request`, `client add`, "
+        "`keys accept`.",
     ),
     "certificate_refused": Entry(
         503,
@@ -85,6 +89,11 @@ CATALOGUE: dict[str, Entry] = {
     ),
     "gateway_busy": Entry(
         503, -32013, f"The gateway's log and /ready on the droplet say why. {_NOT_SENT}"
+    ),
+    "registrar_unavailable": Entry(
+        503,
+        -32013,
+        "See on the droplet that `catalyst-gateway registrar` runs, and its log; then try again.",
     ),
     "gateway_missing": Entry(
         502,

@@ -7,16 +7,20 @@ moved; keys that nobody knows are refused, since a misspelt one would silently k
 import os
 import re
 import tomllib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from keys.files import private_file_fault
+from keys.errors import KeyFileError
+from keys.locked import Unlock
+from keys.pointer import FAMILIES, Family, Names, read_pointer
 from keys.table import Table
 
+from . import keyfiles
 from .guard import is_loopback
 
 PATHS = ("ssh", "https")
+_TABLES = ("tunnel", "ssh", "https", "keys", "forward")
 
 
 def home() -> Path:
@@ -63,12 +67,16 @@ class Ssh:
     port: int | None = 22
     user: str | None = None
     identity: Path | None = None
+    follows: bool = False
+    """Whether identity is what the pointer says (`keys.pointer`), and may change."""
     target: Address = SERVICE
     jumps: tuple[Hop, ...] = ()
     use_ssh_config: bool = False
     gateway: bool = False
     """Whether the target is the gateway, which wants a token of [https] client."""
     keepalive: float = 5.0
+    unlock: Unlock | None = field(default=None, repr=False, compare=False)
+    """How to get the passphrase of identity, where it may have one."""
 
 
 @dataclass(frozen=True)
@@ -84,8 +92,13 @@ class Https:
     cert: Path
     key: Path
     token_key: Path
+    follows: bool = False
+    """Whether cert and key are what the pointer says, and may change."""
+    token_follows: bool = False
     ca_file: Path | None = None
     use_proxy: bool = False
+    unlock: Unlock | None = field(default=None, repr=False, compare=False)
+    """How to get the passphrase of key and token_key, where they may have one."""
 
     @property
     def authority(self) -> str:
@@ -103,6 +116,16 @@ class ForwardRule:
     target: Address
 
 
+@dataclass(frozen=True, slots=True)
+class KeyRules:
+    """[keys]: how old keys may get, and whether they have a passphrase."""
+
+    max_age: tuple[tuple[Family, float], ...] = ()
+    """Days after which the keys of a family are rotated."""
+    passphrase: bool = False
+    """Whether new keys get the passphrase that the system's keyring keeps."""
+
+
 @dataclass(frozen=True)
 class Settings:
     """What the file says, checked."""
@@ -116,6 +139,7 @@ class Settings:
     silence: float = 300.0
     allowed_origins: frozenset[str] = frozenset()
     forwards: tuple[ForwardRule, ...] = ()
+    keys: KeyRules = KeyRules()
 
     @property
     def service(self) -> str:
@@ -203,10 +227,8 @@ def load(file: Path, only: str | None = None) -> Settings:
         if only == "https" and settings.forwards:
             faults.append(f"{file}: [[forward]]: needs the ssh path")
         settings = replace(settings, paths=(only,))
-    if settings is not None and "ssh" in settings.paths:
-        faults += _file_faults(file, settings.ssh)
-    if settings is not None and settings.https is not None:
-        faults += _https_faults(file, settings)
+    if settings is not None:
+        faults += [f"{file}: {fault}" for fault in keyfiles.faults(settings)]
     if settings is None or faults:
         raise SettingsError(faults)
     return settings
@@ -265,9 +287,14 @@ def _read(file: Path, content: dict[str, Any], faults: list[str]) -> Settings:
         return Table(f"{file}: [{name}]", values, faults)
 
     faults.extend(
-        f"{file}: [{name}]: unknown table (known here: tunnel, ssh, https, forward)"
-        for name in sorted(content.keys() - {"tunnel", "ssh", "https", "forward"})
+        f"{file}: [{name}]: unknown table (known here: {', '.join(_TABLES)})"
+        for name in sorted(content.keys() - set(_TABLES))
     )
+    names = Names()
+    try:
+        names = read_pointer(file.parent / "keys")
+    except KeyFileError as exc:
+        faults.append(str(exc))
     tunnel = table("tunnel")
     there = tuple(name for name in PATHS if name in content) or ("ssh",)
     paths = tunnel.take("paths", list, there, _paths)
@@ -281,7 +308,9 @@ def _read(file: Path, content: dict[str, Any], faults: list[str]) -> Settings:
         silence=tunnel.seconds("silence", Settings.silence, 1, 3600),
         allowed_origins=tunnel.take("allowed_origins", list, frozenset(), _origins),
         forwards=_read_forwards(file, content.get("forward", []), faults),
+        keys=_read_keys(table("keys")),
     )
+    settings = keyfiles.with_names(settings, names)
     tunnel.rest()
     if "https" in paths and "https" not in content:
         tunnel.fault("paths", '"https" is named but there is no [https] table')
@@ -310,12 +339,12 @@ def _paths(value: list[Any]) -> tuple[str, ...]:
 
 def _read_ssh(file: Path, table: Table, wanted: bool) -> Ssh:
     use_ssh_config = table.flag("use_ssh_config")
-    own_key = None if use_ssh_config else file.parent / "keys" / "ssh_ed25519"
     ssh = Ssh(
         host=table.word("host") or "",
         port=table.take("port", int, None if use_ssh_config else 22, _port),
         user=table.word("user"),
-        identity=_beside(file, table, "identity", own_key),
+        identity=_beside(file, table, "identity", None),
+        follows=not use_ssh_config and "identity" not in table.values,
         known_hosts=_beside(file, table, "known_hosts", None) or file.parent / "known_hosts",
         target=table.take("target", str, Ssh.target, _target_address),
         jumps=table.take("proxy_jump", str, (), _hops),
@@ -346,6 +375,7 @@ def _beside(file: Path, table: Table, key: str, default: Path | None) -> Path | 
 def _read_https(file: Path, table: Table) -> Https:
     host, port, base = table.take("url", str, ("", 443, b""), _url)
     keys = file.parent / "keys"
+    own = {"cert", "key"} & table.values.keys()
     https = Https(
         host=host,
         port=port,
@@ -355,6 +385,8 @@ def _read_https(file: Path, table: Table) -> Https:
         cert=_beside(file, table, "cert", None) or keys / "tls.crt",
         key=_beside(file, table, "key", None) or keys / "tls.key",
         token_key=_beside(file, table, "token_key", None) or keys / "token.key",
+        follows=not own,
+        token_follows="token_key" not in table.values,
         ca_file=_beside(file, table, "ca_file", None),
         use_proxy=table.flag("use_proxy"),
     )
@@ -363,6 +395,26 @@ def _read_https(file: Path, table: Table) -> Https:
         if key not in table.values:
             table.fault(key, f"is missing: {what}. `catalyst-tunnel keys accept` writes it.")
     return https
+
+
+def _read_keys(table: Table) -> KeyRules:
+    def days(value: int) -> float:
+        if not 1 <= value <= 3650:
+            raise ValueError("must be between 1 and 3650 days")
+        return float(value)
+
+    def kept_by(value: str) -> str:
+        if value != "keyring":
+            raise ValueError('must be "keyring": the passphrase itself has no place in a file')
+        return value
+
+    every = table.take("max_age", int, None, days)
+    ages = {family: table.take(f"max_age_{family}", int, every, days) for family in FAMILIES}
+    kept = table.take("passphrase", str, None, kept_by)
+    table.rest()
+    return KeyRules(
+        tuple((family, age) for family, age in ages.items() if age is not None), kept is not None
+    )
 
 
 def _url(text: str) -> tuple[str, int, bytes]:
@@ -374,46 +426,6 @@ def _url(text: str) -> tuple[str, int, bytes]:
     if match is None or not 1 <= int(match[3] or 443) <= 65535:
         raise ValueError('must be "https://HOST[:PORT]/PATH", such as "https://droplet/mcp"')
     return match[1] or match[2], int(match[3] or 443), match[4].encode("ascii")
-
-
-def _file_faults(file: Path, ssh: Ssh) -> list[str]:
-    faults = []
-    if ssh.identity is not None and (fault := private_file_fault(ssh.identity)):
-        faults.append(f"{file}: [ssh] identity: {fault}")
-    try:
-        ssh.known_hosts.read_bytes()
-    except FileNotFoundError:
-        text = f"{ssh.known_hosts} does not exist. `catalyst-tunnel init` pins the host key."
-        faults.append(f"{file}: [ssh] known_hosts: {text}")
-    except OSError as exc:
-        text = f"{ssh.known_hosts} cannot be read ({exc.strerror})."
-        faults.append(f"{file}: [ssh] known_hosts: {text}")
-    return faults
-
-
-def _https_faults(file: Path, settings: Settings) -> list[str]:
-    https = settings.https
-    minting = "https" in settings.paths or settings.ssh.gateway
-    if https is None or not minting:
-        return []
-    secrets = [("token_key", https.token_key)]
-    if "https" in settings.paths:
-        secrets.append(("key", https.key))
-    faults = []
-    for key, secret in secrets:
-        if not secret.exists():
-            text = f"{secret} does not exist. `catalyst-tunnel keys request` makes it."
-            faults.append(f"{file}: [https] {key}: {text}")
-        elif fault := private_file_fault(secret):
-            faults.append(f"{file}: [https] {key}: {fault}")
-    if "https" in settings.paths:
-        public = [("cert", https.cert)] + ([("ca_file", https.ca_file)] if https.ca_file else [])
-        faults += [
-            f"{file}: [https] {key}: {path} is missing. `catalyst-tunnel keys accept` writes it."
-            for key, path in public
-            if not path.is_file()
-        ]
-    return faults
 
 
 def _port(value: int) -> int:

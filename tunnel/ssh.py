@@ -8,6 +8,7 @@ no agent and no ~/.ssh/config unless the settings ask for it.
 import asyncio
 import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, cast
 
 import asyncssh
@@ -18,6 +19,7 @@ from keys.files import private_file_fault
 
 from .channels import ChannelTransport, P, open_channel
 from .dial import DIAL, dial
+from .keyfiles import Made
 from .problems import Problem, ProblemError
 from .settings import Address, Hop, Ssh
 from .wire import Wire
@@ -40,9 +42,13 @@ _CIPHERS = (
 class Carrier:
     """One SSH connection that is up."""
 
-    replaced = False
-
-    def __init__(self, connection: asyncssh.SSHClientConnection, wire: Wire | None) -> None:
+    def __init__(
+        self,
+        connection: asyncssh.SSHClientConnection,
+        wire: Wire | None,
+        files: Callable[[], list[Path]],
+    ) -> None:
+        self._made = Made(files)
         self._connection = connection
         self._channels = 0
         self.wire = wire
@@ -75,6 +81,11 @@ class Carrier:
     def alive(self) -> bool:
         """Whether it takes new channels: neither closed nor given up."""
         return not self._given_up.done() and not self._connection.is_closed()
+
+    @property
+    def replaced(self) -> bool:
+        """Whether another key is to be used now."""
+        return self._made.outdated
 
     def _count(self, change: int) -> None:
         self._channels += change
@@ -185,11 +196,18 @@ def _common(settings: Ssh) -> dict[str, Any]:
         options["config"] = None
     if settings.identity is not None:
         options |= {"client_keys": [str(settings.identity)], "agent_path": None}
+        if settings.unlock is not None:
+            unlock = settings.unlock
+            options["passphrase"] = lambda _: unlock()
     return options
 
 
-async def connect(settings: Ssh) -> Carrier:
+async def connect(settings: Ssh, files: Callable[[], list[Path]] = list) -> Carrier:
     """Make, verify and authenticate one connection to the droplet, through the jump hosts if any.
+
+    Args:
+        settings: where, and with which key.
+        files: returns the key files that are to be used now, whenever it is asked.
 
     Raises:
         ProblemError: with the first hop that failed, and why.
@@ -217,7 +235,7 @@ async def connect(settings: Ssh) -> Carrier:
             wire = dialler.wire
             # Not before: an SSH_MSG_IGNORE inside the first key exchange breaks strict KEX.
             wire.nudge = dialler.nudge
-    return Carrier(connection, wire)
+    return Carrier(connection, wire, files)
 
 
 async def _handshake(dialler: _Dialler, hop: Hop, settings: Ssh) -> asyncssh.SSHClientConnection:

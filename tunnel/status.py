@@ -1,6 +1,6 @@
 """The snapshot: the one record that status, log and exit code are rendered from."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from .problems import Problem
@@ -51,6 +51,8 @@ class Snapshot:
     held: int
     answered: int
     problems: dict[str, int]
+    notices: list[dict[str, str]] = field(default_factory=list)
+    """What will stop working if nobody acts: code, message, remedy."""
 
     @property
     def up(self) -> bool:

@@ -14,8 +14,10 @@ from typing import Any
 
 from . import __version__
 from .choice import Paths
-from .control import ControlServer
+from .control import Command, ControlServer
 from .forward import Forward
+from .https import Session
+from .keeper import Keeper
 from .lifecycle import State
 from .listener import Listener
 from .roads import make_paths
@@ -45,6 +47,7 @@ class Tunnel:
         self._paths = Paths(make_paths(settings, uniform))
         self._listener = Listener(settings, self._paths)
         self._listening = Listening(settings.listen, self._listener.accept)
+        self._keeper = Keeper(settings, self._site_ends, self._look)
         self._forwards: list[Forward] = []
         try:
             for rule in settings.forwards:
@@ -57,9 +60,9 @@ class Tunnel:
             for forward in self._forwards:
                 forward.listening.close()
             raise
-        self._control = ControlServer(
-            home, {"who": self._who, "status": self._status, "down": self._down}
-        )
+        commands: dict[str, Command] = {"who": self._who, "status": self._status}
+        commands |= {"down": self._down, "keys": self._keys, "look": self._take_new_keys}
+        self._control = ControlServer(home, commands)
 
     async def run(self, on_ready: Callable[[], None]) -> None:
         """Serve until told to stop; `on_ready` is called once the addresses accept.
@@ -82,6 +85,7 @@ class Tunnel:
             *(asyncio.ensure_future(path.link.run()) for path in self._paths.all),
             *(asyncio.ensure_future(path.upkeep()) for path in self._paths.all),
             *(asyncio.ensure_future(listening.keep()) for listening in listenings),
+            asyncio.ensure_future(self._keeper.run()),
         ]
         stopping = asyncio.ensure_future(self._stop.wait())
         try:
@@ -163,6 +167,7 @@ class Tunnel:
             held=listener.hold.waiting,
             answered=listener.counters.answered,
             problems=dict(listener.counters.problems),
+            notices=[notice.to_json() for notice in self._keeper.notices],
         )
 
     async def _status(self) -> dict[str, Any]:
@@ -176,6 +181,29 @@ class Tunnel:
 
     async def _who(self) -> dict[str, Any]:
         return {"pid": os.getpid(), "listen": self._listening.addresses}
+
+    def _look(self) -> None:
+        """Have every path look at once: keys were replaced, which may mend what had failed."""
+        for path in self._paths.all:
+            path.link.look()
+
+    def _site_ends(self) -> float | None:
+        sessions = (path.link.connection for path in self._paths.all)
+        ends = [one.site_ends for one in sessions if isinstance(one, Session)]
+        return ends[0] if ends else None
+
+    async def _take_new_keys(self) -> dict[str, Any]:
+        self._look()
+        return {}
+
+    async def _keys(self) -> dict[str, Any]:
+        """Tell what still stands on keys that are not those of now."""
+        behind = running = 0
+        for path in self._paths.all:
+            connection = path.link.connection
+            behind += connection is not None and connection.replaced
+            running += path.pool.running_without(connection)
+        return {"behind": behind, "running": running}
 
     async def _down(self) -> dict[str, Any]:
         asyncio.get_running_loop().call_soon(self._stop.set)

@@ -99,7 +99,15 @@ def authorized_line(said: str) -> str:
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["init"], ["up"], ["status"], ["down"], ["demo"], ["completion"]]
+    "command",
+    [
+        [],
+        *(
+            [one]
+            for one in ("init", "enroll", "up", "status", "down", "demo", "completion", "keys")
+        ),
+        *(["keys", one] for one in ("request", "accept", "list", "rotate", "status", "revoke")),
+    ],
 )
 def test_help_of_every_command(home: Path, command: list[str]) -> None:
     done = tunnel(*command, "--help", home=home)

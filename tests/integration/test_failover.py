@@ -18,7 +18,7 @@ from keys import certs
 from keys.files import write_private
 from tests.conftest import Running
 from tests.stack import Stack, stack
-from tunnel import choice, https
+from tunnel import choice, link
 from tunnel.tokens import Clock
 
 __all__ = ["stack"]
@@ -38,6 +38,7 @@ class Traffic:
 
     run: Running
     every: float = 0.05
+    first: int = 0
     failed_reads: list[str] = field(default_factory=list)
     calls: Counter[int] = field(default_factory=Counter)
     sent: dict[str, int] = field(default_factory=dict)
@@ -45,7 +46,7 @@ class Traffic:
 
     async def go(self, over: asyncio.Event) -> None:
         running: set[asyncio.Task[None]] = set()
-        for number in itertools.count():
+        for number in itertools.count(self.first):
             if over.is_set():
                 break
             kind = (self.get, self.read, self.call)[number % 3]
@@ -264,7 +265,7 @@ async def test_a_clock_that_is_wrong_is_corrected(
 async def test_a_new_certificate_is_taken_without_a_lost_request(
     stack: Stack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(https, "LOOK", 0.1)
+    monkeypatch.setattr(link, "AGAIN", 0.1)
     layout = Layout(stack.gateway.directory)
     authority = certs.load_authority(layout.ca_certificate.read_bytes(), layout.ca_key.read_bytes())
     key = ec.generate_private_key(ec.SECP256R1())

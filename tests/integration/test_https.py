@@ -476,7 +476,7 @@ def test_the_ssh_path_mints_without_the_tls_key(far: Far, tmp_path: Path) -> Non
     shutil.copytree(far.laptop.home, home)
     settings = load_unchecked(home / "config.toml").https
     assert settings is not None
-    mint = https.unbound_tokens(settings, Clock())
+    mint = https.unbound_tokens(lambda: settings, Clock())
     settings.key.unlink()
     settings.cert.unlink()
     first = mint()
@@ -670,22 +670,22 @@ def test_connecting_cancelled_at_any_moment_leaves_nothing(far: Far, run: Run) -
     run(check())
 
 
-def test_the_session_ends_when_files_are_replaced_and_not_when_they_are_gone_for_a_moment(
-    far: Far, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_another_session_is_wanted_when_files_are_replaced_and_not_when_they_are_gone(
+    far: Far, run: Run, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(https, "LOOK", 0.05)
     home = tmp_path / "laptop"
     shutil.copytree(far.laptop.home, home)
     settings = load_unchecked(home / "config.toml").https
     assert settings is not None
 
     async def check() -> None:
-        session = await connect(settings, Clock())
-        await asyncio.sleep(0.2)
-        assert session.alive
-        write_private(settings.key, settings.key.read_bytes(), replace=True)
-        await until(lambda: not session.alive)
+        session = await connect(settings, Clock(), files=lambda: [settings.cert, settings.key])
+        content = settings.key.read_bytes()
+        settings.key.unlink()
+        assert not session.replaced
+        write_private(settings.key, content, replace=False)
         assert session.replaced
+        assert session.alive  # it serves until there is another one
         session.abort()
 
     run(check())
@@ -919,12 +919,19 @@ def test_credentials_that_were_mended_are_taken_without_a_restart(
     elif what == "mismatch":
         spoil(keys / "tls.key", "of another key")
     with Up(home, "--path", "https") as up:
-        if what == "mode":  # `up` would not have started with it
+        expected = {"expired": "certificate_expired", "foreign": "certificate_refused"}
+        code = expected.get(what, "key_unusable")
+        if what == "mode":  # `up` would not have started with it, but keeps what it has
             up.until(lambda: up.status().get("up"))
             write_private(keys / "tls.key", good["tls.key"], replace=True)
             (keys / "tls.key").chmod(0o640)
-        expected = {"expired": "certificate_expired", "foreign": "certificate_refused"}
-        code = expected.get(what, "key_unusable")
+            up.until(lambda: "kept the old keys" in up.said())
+            assert "[key_unusable]" in up.said()
+            assert up.get() == 200
+            write_private(keys / "tls.key", good["tls.key"], replace=True)
+            up.until(lambda: up.status()["paths"][0]["connects"] == 2)
+            assert up.get() == 200
+            return
         up.until(lambda: up.status().get("paths") and up.problem() == code)
         # Not "waiting": no second try is made by itself, but `status` has it look.
         assert up.status()["paths"][0]["state"] in ("failed", "connecting")

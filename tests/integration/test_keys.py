@@ -92,7 +92,8 @@ async def test_what_is_told(office: Office, door: Door) -> None:
     ends = told["keys"][0]["certificates"][0].pop("not_after")
     assert 364 * 86400 < ends - time.time() < 366 * 86400
     issuers = told["client_ca"]["issuers"]
-    ca = certs.facts((office.far.layout.ca_certificate).read_bytes()).thumbprint
+    facts = certs.facts((office.far.layout.ca_certificate).read_bytes())
+    ca, ca_ends = facts.thumbprint, int(facts.not_after)
     assert told == {
         "catalyst": "keys",
         "version": 1,
@@ -108,7 +109,7 @@ async def test_what_is_told(office: Office, door: Door) -> None:
             }
         ],
         "ssh_keys": [],
-        "client_ca": {"issuers": issuers, "current": ca},
+        "client_ca": {"issuers": issuers, "current": ca, "not_after": ca_ends},
         "site": {"not_after": None},
     }
     assert issuers == [ca]
@@ -137,7 +138,7 @@ async def test_what_cannot_be_read_is_told_as_unknown(office: Office) -> None:
     for one in layout.issued.iterdir():
         one.write_text("x")
     told = await status(office.far.at("unix"))
-    assert told["client_ca"] == {"issuers": [], "current": None}
+    assert told["client_ca"] == {"issuers": [], "current": None, "not_after": None}
     assert told["keys"][0]["certificates"][0]["not_after"] is None
 
 

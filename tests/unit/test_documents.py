@@ -7,6 +7,7 @@ import pytest
 
 from tunnel.clients import CLIENTS, PROJECT, Machine, candidates
 from tunnel.lifecycle import diagram
+from tunnel.notices import REMEDIES
 from tunnel.problems import CATALOGUE
 
 ROOT = Path(__file__).parents[2]
@@ -33,6 +34,12 @@ def test_the_page_on_clients_names_every_file(platform: str) -> None:
     files = [file for key in CLIENTS for _, file in candidates(key, machine)]
     files = [file for file in files if "Code - Insiders" not in file.parts]
     assert {file.as_posix() for file in (*files, *PROJECT.values())} <= told
+
+
+def test_troubleshooting_names_every_notice_with_its_remedy() -> None:
+    text = (ROOT / "docs" / "troubleshooting.md").read_text().partition("if nobody acts")[2]
+    rows = dict(re.findall(r"^\| `(\w+)` \| [^|]+ \| (.+) \|$", text, re.MULTILINE))
+    assert rows == REMEDIES
 
 
 def test_exit_codes_of_the_readme_are_those_of_the_help() -> None:

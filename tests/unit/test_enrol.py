@@ -21,6 +21,8 @@ from keys.enrolment import SIZE, EnrolmentAnswer, EnrolmentRequest
 from keys.errors import KeyFileError
 from keys.files import write_private
 from keys.keyring import base64url, load_token_key, make_token_key, thumbprint
+from keys.pointer import Names, read_pointer
+from keys.sshkey import make_key, public_half
 from tunnel import enrol, settings
 from tunnel.enrol import EnrolError, install, make_request
 from tunnel.settings import SettingsError
@@ -418,9 +420,15 @@ def test_enrolling_again_replaces_everything(file: Path, droplet: Droplet) -> No
     install(file, droplet.answer(make_request(file.parent), client="desktop"))
     usable(file)
     after = tree(file.parent)
-    assert after.keys() == before.keys()
-    assert all(after[name] != before[name] for name in before if name != "keys")
-    assert "keys/new" not in after
+    assert {"keys/token.key", "keys/tls.key", "keys/tls.crt"} <= before.keys()
+    assert after.keys() - before.keys() == {
+        "keys/current.json",
+        "keys/token-2.key",
+        "keys/tls-2.key",
+        "keys/tls-2.crt",
+    }
+    assert before.keys() - after.keys() == {"keys/token.key", "keys/tls.key", "keys/tls.crt"}
+    assert read_pointer(file.parent / "keys") == Names("ssh_ed25519", "token-2.key", "tls-2")
 
 
 def test_the_same_answer_twice_is_no_harm(file: Path, droplet: Droplet) -> None:
@@ -461,18 +469,22 @@ def crash_at(patch: pytest.MonkeyPatch, step: int, kind: type[BaseException]) ->
 
     patch.setattr(enrol, "write_whole", counted(enrol.write_whole, "write_whole"))
     patch.setattr(enrol, "write_private", counted(enrol.write_private, "write_private"))
-    patch.setattr(Path, "replace", counted(Path.replace, "replace"))
+    patch.setattr(enrol, "write_pointer", counted(enrol.write_pointer, "write_pointer"))
+    patch.setattr(Path, "unlink", counted(Path.unlink, "unlink"))
     patch.setattr(Path, "rmdir", counted(Path.rmdir, "rmdir"))
     return done
 
 
-STEPS = 9  # write CA; move two keys; write certificate; remove directory; write settings
+# Write CA, two keys, certificate, settings; then the pointer, and remove three old files, where
+# there are some; remove what may have waited, four files, and their directory.
+STEPS = {False: 10, True: 14}
 
 
 @pytest.mark.parametrize("again", ["answer", "request"])
 @pytest.mark.parametrize("kind", [Crash, OSError])
-@pytest.mark.parametrize("enrolled", [False, True])
-@pytest.mark.parametrize("step", range(STEPS))
+@pytest.mark.parametrize(
+    ("enrolled", "step"), [(again, step) for again, steps in STEPS.items() for step in range(steps)]
+)
 def test_a_crash_at_any_step_can_be_mended(
     file: Path,
     droplet: Droplet,
@@ -492,27 +504,32 @@ def test_a_crash_at_any_step_can_be_mended(
             install(file, answer)
         except (Crash, OSError):
             assert len(done) == step
-        else:  # the last step was none, or one whose failure does not matter
-            assert step >= 5
+        else:  # the directory stays, which does not matter
+            assert (kind, step) == (OSError, STEPS[enrolled] - 1)
     if again == "request":  # the answer was lost as well
         answer = droplet.answer(make_request(file.parent), ca=ca)
     install(file, answer)
     usable(file)
     assert not (file.parent / "keys" / "new").exists()
     kid = EnrolmentAnswer.read(answer).kid
-    assert thumbprint(load_token_key(file.parent / "keys" / "token.key").public_key()) == kid
+    https = settings.load_unchecked(file).https
+    assert https is not None
+    assert thumbprint(load_token_key(https.token_key).public_key()) == kid
 
 
+@pytest.mark.parametrize("enrolled", STEPS)
 def test_the_steps_are_all_that_there_are(
-    file: Path, droplet: Droplet, monkeypatch: pytest.MonkeyPatch
+    file: Path, droplet: Droplet, monkeypatch: pytest.MonkeyPatch, enrolled: bool
 ) -> None:
+    if enrolled:
+        install(file, droplet.answer(make_request(file.parent)))
     answer = droplet.answer(
         make_request(file.parent), ca=droplet.authority.certificate_pem().decode()
     )
     with monkeypatch.context() as patch:
         done = crash_at(patch, -1, Crash)
         install(file, answer)
-    assert len(done) == STEPS
+    assert len(done) == STEPS[enrolled]
 
 
 def test_a_key_made_by_hand_is_taken(file: Path, droplet: Droplet) -> None:
@@ -520,3 +537,49 @@ def test_a_key_made_by_hand_is_taken(file: Path, droplet: Droplet) -> None:
     make_token_key(file.parent / "keys" / "new" / "token.key")
     install(file, droplet.answer(make_request(file.parent)))
     usable(file)
+
+
+# The SSH key.
+
+
+def asked_for(text: str) -> str | None:
+    return EnrolmentRequest.read(text.encode()).ssh_key
+
+
+def test_the_ssh_key_in_use_is_asked_for(file: Path) -> None:
+    public = make_key(file.parent / "keys" / "ssh_ed25519")
+    text = make_request(file.parent)
+    assert asked_for(text) == public
+    assert "PRIVATE" not in text
+
+
+def test_a_key_that_cannot_prove_itself_is_not_asked_for(file: Path) -> None:
+    assert asked_for(make_request(file.parent)) is None
+    write_private(file.parent / "keys" / "ssh_ed25519", b"spoilt", replace=False)
+    assert asked_for(make_request(file.parent)) is None
+
+
+def test_the_ssh_key_that_the_settings_name_is_asked_for(file: Path, tmp_path: Path) -> None:
+    make_key(file.parent / "keys" / "ssh_ed25519")
+    public = make_key(tmp_path / "mine")
+    assert asked_for(make_request(file.parent, identity=tmp_path / "mine")) == public
+
+
+def test_a_new_ssh_key_waits_and_then_takes_the_place_of_the_old(
+    file: Path, droplet: Droplet
+) -> None:
+    keys = file.parent / "keys"
+    old = make_key(keys / "ssh_ed25519")
+    request = make_request(file.parent, new_ssh=True)
+    new = asked_for(request)
+    assert new not in (None, old)
+    assert asked_for(make_request(file.parent)) == new
+    assert public_half(keys / "ssh_ed25519") == old
+    install(file, droplet.answer(request))
+    usable(file)
+    identity = settings.load_unchecked(file).ssh.identity
+    assert identity is not None
+    assert public_half(identity) == new
+    assert identity.with_name(f"{identity.name}.pub").read_text() == f"{new}\n"
+    assert not (keys / "ssh_ed25519").exists()
+    assert not (keys / "new").exists()

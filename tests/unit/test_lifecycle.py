@@ -11,6 +11,7 @@ LEGAL = {
     ("connecting", "lost"): "waiting",
     ("connecting", "refused"): "failed",
     ("connecting", "stop"): "stopped",
+    ("up", "replaced"): "up",
     ("up", "lost"): "waiting",
     ("up", "stop"): "stopped",
     ("waiting", "retry_due"): "connecting",

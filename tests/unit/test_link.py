@@ -32,6 +32,7 @@ class FakeConnection:
         self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.wire = Wire() if watched else None
         self.answers = True
+        self.replaced = False
         self.pings = 0
         self.calmed = 0
         self.retired = False
@@ -534,3 +535,72 @@ async def test_a_jump_of_the_clock_ends_a_wait() -> None:
         await until(lambda: link.state is State.FAILED)
         clock.offset = 3600
         await link.ready()
+
+
+async def test_a_connection_that_is_to_be_replaced_serves_until_there_is_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "AGAIN", 0.01)
+    first, may = FakeConnection(), asyncio.Event()
+    script = Script(first, DENIED, DENIED, may)
+    link = make(script)
+    states: list[tuple[State, bool]] = []
+    link.on_lost.append(lambda _: states.append((link.state, link.connection is script.made[-1])))
+    async with running(link):
+        assert await link.ready() is first
+        first.replaced = True
+        async with asyncio.timeout(5):
+            while script.tries < 4:
+                assert await link.ready() is first
+                await asyncio.sleep(0.001)
+        assert (link.state, first.retired) == (State.UP, False)
+        may.set()
+        async with asyncio.timeout(5):
+            while await link.ready() is first:
+                await asyncio.sleep(0.001)
+        assert (first.retired, first.aborted) == (True, False)
+        assert states == [(State.UP, True)]
+        assert (link.state, link.connects, script.tries) == (State.UP, 2, 4)
+
+
+async def test_a_connection_that_dies_while_it_is_replaced_is_lost_as_any_other() -> None:
+    first, never = FakeConnection(), asyncio.Event()
+    script = Script(first, never)
+    link = make(script)
+    async with running(link):
+        await link.ready()
+        first.replaced = True
+        async with asyncio.timeout(5):
+            while script.tries < 2:
+                await asyncio.sleep(0.001)
+            first.lost.set_result(None)
+            while await link.ready() is first:
+                await asyncio.sleep(0.001)
+        assert script.tries == 3
+        assert len(script.made) == 2
+
+
+async def test_a_successor_that_comes_too_late_is_ended() -> None:
+    first, second = FakeConnection(), FakeConnection()
+    gate = asyncio.Event()
+
+    class Stubborn(Script):
+        async def connect(self) -> FakeConnection:
+            if self.tries == 1:
+                self.tries += 1
+                with contextlib.suppress(asyncio.CancelledError):
+                    await gate.wait()
+                return second
+            return await super().connect()
+
+    script = Stubborn(first)
+    link = make(script)
+    async with running(link):
+        await link.ready()
+        first.replaced = True
+        async with asyncio.timeout(5):
+            while script.tries < 2:
+                await asyncio.sleep(0.001)
+            first.lost.set_result(None)
+            while not second.aborted:
+                await asyncio.sleep(0.001)

@@ -344,6 +344,8 @@ def test_the_https_path_is_second_where_there_is_one(place: Path) -> None:
         cert=place / "keys" / "tls.crt",
         key=place / "keys" / "tls.key",
         token_key=place / "keys" / "token.key",
+        follows=True,
+        token_follows=True,
     )
     assert settings.https.authority == "droplet.example"
 

@@ -42,7 +42,7 @@ async def test_a_caller_that_leaves_as_its_channel_opens(
         return channel, object()
 
     monkeypatch.setattr(ssh, "open_channel", open_channel)
-    carrier = Carrier(cast(asyncssh.SSHClientConnection, Connection()), None)
+    carrier = Carrier(cast(asyncssh.SSHClientConnection, Connection()), None, list)
     caller = asyncio.ensure_future(carrier.open(asyncio.Protocol, Address("127.0.0.1", 5000)))
     await asyncio.sleep(0)
     await asyncio.sleep(0)
