@@ -1,14 +1,9 @@
-"""The audit log: one JSON line an event, each carrying the hash of the line before it.
-
-    {"seq":7,"time":"2026-11-23T18:19:11.123456Z",...facts...,"prev":"<64 hex>","hash":"<64 hex>"}
-
-`hash` is the SHA-256 of the line's bytes up to its last `,"hash":"`, `prev` is the hash of the line
-before (64 zeros for the first): checking needs no canonical form, only the bytes.
+"""The audit log: one JSON line an event, each carrying the hash of the line before it (`chain`).
 
 Beside PATH lie PATH.head, the anchor: the last line's seq and hash, by which an end that was cut
 off or written anew is noticed; PATH.lock, which keeps a second writer out; and PATH.torn-*, what a
 crash left of a line. Whoever may write to all of them can forge the log as a whole, unless its head
-is also kept elsewhere: `verify` returns it.
+is also kept elsewhere: `verify.verify` returns it.
 
 The log writes events of its own: `recovered` (half a line was cut off), `rotated` (first in a file
 whose forerunner was moved away), `broken` (the end found is not the known one; the chain goes on
@@ -21,67 +16,30 @@ import hashlib
 import json
 import math
 import os
-import re
 import stat
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from keys.files import write_private
+
+from .chain import GENESIS, LONGEST_LINE, Head, Line, beside, read_anchor
 
 if sys.platform != "win32":
     import fcntl
 
 LONGEST_TEXT = 256  # characters of a string
-LONGEST_LINE = 1 << 20  # bytes; bounds what a reader holds in memory
-LISTED = 100  # findings of lines that a report lists; a file of rubbish has one a line
 CHUNK = 1 << 14  # bytes read at once when reading backwards
 
 _RESERVED = frozenset({"seq", "time", "prev", "hash"})
 _PLAIN = frozenset({int, float, bool, type(None)})
-_SEAL = len(',"hash":""}\n') + 64  # bytes of a line that its hash does not cover
 _BEGINNING = b'{"seq":'
-_LINE = re.compile(
-    rb'\{"seq":([1-9][0-9]{0,17}),"time":"[^"]*"(?:,"event":"([a-z]+)")?(?:,.*)?'
-    rb',"prev":"([0-9a-f]{64})","hash":"([0-9a-f]{64})"\}\n'
-)
-_ANCHOR = re.compile(rb'\{"seq":(0|[1-9][0-9]{0,17}),"hash":"([0-9a-f]{64})"\}\n')
 _encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
 
 class AuditError(Exception):
     """The log cannot be written; the caller must deny."""
-
-
-class _Head(NamedTuple):
-    seq: int
-    hash: str
-
-
-_GENESIS = _Head(0, "0" * 64)
-
-
-class _Line(NamedTuple):
-    head: _Head
-    prev: str
-    event: str
-    sound: bool  # whether the hash fits
-
-    @classmethod
-    def read(cls, raw: bytes) -> "_Line | None":
-        match = _LINE.fullmatch(raw)
-        if match is None:
-            return None
-        seq, event, prev, digest = int(match[1]), match[2] or b"", match[3], match[4].decode()
-        sound = hashlib.sha256(raw[:-_SEAL]).hexdigest() == digest
-        return cls(_Head(seq, digest), prev.decode(), event.decode(), sound)
-
-
-def _beside(path: Path, ending: str) -> Path:
-    return path.with_name(f"{path.name}.{ending}")
 
 
 def _cut(value: object) -> object:
@@ -160,11 +118,11 @@ def _backwards(fd: int, end: int) -> Iterator[tuple[int, bytes]]:
         held = held[: cut + 1]
 
 
-def _last_whole(fd: int, size: int, path: Path) -> tuple[_Head | None, int]:
+def _last_whole(fd: int, size: int, path: Path) -> tuple[Head | None, int]:
     """Return the last whole line's head, if there is one, and where that line ends."""
     end = size
     for start, raw in _backwards(fd, size):
-        line = _Line.read(raw)
+        line = Line.read(raw)
         if line is not None and line.sound:
             return line.head, end
         if size - start > LONGEST_LINE:
@@ -176,21 +134,13 @@ def _last_whole(fd: int, size: int, path: Path) -> tuple[_Head | None, int]:
     raise AuditError(f"audit log: {path} does not end like an audit log; move it away")
 
 
-def _contains(fd: int, end: int, known: _Head) -> bool:
+def _contains(fd: int, end: int, known: Head) -> bool:
     """Whether a line follows `known`: a gateway that crashed had written on after it anchored."""
     for _, raw in _backwards(fd, end):
-        line = _Line.read(raw)
+        line = Line.read(raw)
         if line is not None and line.head.seq <= known.seq + 1:
             return line.head.seq == known.seq + 1 and line.prev == known.hash
     return False
-
-
-def _read_anchor(path: Path) -> _Head | None:
-    try:
-        match = _ANCHOR.fullmatch(_beside(path, "head").read_bytes())
-    except FileNotFoundError:
-        return None
-    return _Head(int(match[1]), match[2].decode()) if match else None
 
 
 class AuditLog:
@@ -208,8 +158,8 @@ class AuditLog:
         self._lock = -1
         self._fd = -1
         self._size = 0  # bytes of the file, as we know it
-        self._head: _Head | None = None  # None until the file has been looked at
-        self._anchored: _Head | None = None
+        self._head: Head | None = None  # None until the file has been looked at
+        self._anchored: Head | None = None
         self._notes: list[dict[str, object]] = []  # events of our own that are still to be written
         self._second = -1  # in which the file was last looked at; -1: to be looked at
         self._date = ""  # that second, as a line has it
@@ -221,7 +171,7 @@ class AuditLog:
             AuditError: another process writes it, others may write to it, or it cannot be written.
         """
         try:
-            self._lock = _open_private(_beside(self._path, "lock"))
+            self._lock = _open_private(beside(self._path, "lock"))
             if sys.platform != "win32":
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._attach(moved=False)
@@ -347,7 +297,7 @@ class AuditLog:
             if end < size:
                 torn = _read_at(fd, end, size - end)
                 name = f"torn-{last.seq + 1 if last else 1}-{hashlib.sha256(torn).hexdigest()[:8]}"
-                kept = _beside(self._path, name)
+                kept = beside(self._path, name)
                 write_private(kept, torn, replace=True)
                 os.ftruncate(fd, end)
                 self._notes.append({"event": "recovered", "bytes": len(torn), "kept": kept.name})
@@ -359,12 +309,12 @@ class AuditLog:
             os.close(self._fd)
         self._fd, self._size, self._head = fd, end, head
 
-    def _continue(self, fd: int, end: int, last: _Head | None, *, moved: bool) -> _Head:
-        known = self._head or _read_anchor(self._path)
+    def _continue(self, fd: int, end: int, last: Head | None, *, moved: bool) -> Head:
+        known = self._head or read_anchor(self._path)
         if known is None:
-            if last is not None or _beside(self._path, "head").exists():
+            if last is not None or beside(self._path, "head").exists():
                 self._notes.append({"event": "unanchored"})
-            return last or _GENESIS
+            return last or GENESIS
         if last is None and (moved or known.seq == 0):
             if moved:
                 self._notes.append({"event": "rotated"})
@@ -376,10 +326,10 @@ class AuditLog:
             return last
         found = last.seq if last else 0
         self._notes.append({"event": "broken", "known": known.seq, "found": found})
-        return _Head(max(known.seq, found), known.hash)
+        return Head(max(known.seq, found), known.hash)
 
     def _write(self, lines: list[str], now: float) -> int:
-        seq, prev = self._head or _GENESIS
+        seq, prev = self._head or GENESIS
         first = seq + 1
         time = f',"time":"{self._date}.{int(now % 1 * 1e6):06d}Z"'
         sealed: list[bytes] = []
@@ -402,7 +352,7 @@ class AuditLog:
                     os.ftruncate(self._fd, self._size)
             raise
         self._size += len(data)
-        self._head = _Head(seq, prev)
+        self._head = Head(seq, prev)
         return first
 
     def _write_anchor(self) -> None:
@@ -411,126 +361,9 @@ class AuditLog:
             return
         os.fsync(self._fd)  # before the anchor, which must never be ahead of the log
         content = f'{{"seq":{head.seq},"hash":"{head.hash}"}}\n'.encode("ascii")
-        write_private(_beside(self._path, "head"), content, replace=True)
+        write_private(beside(self._path, "head"), content, replace=True)
         self._anchored = head
 
 
 def _words(exc: OSError | AuditError) -> str:
     return str(exc) if isinstance(exc, AuditError) else f"audit log: {exc.strerror}"
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What is wrong with a line, or after it."""
-
-    line: int
-    """Counted from 1 in its file; 0 where there is no line."""
-    text: str
-
-
-@dataclass(frozen=True)
-class Report:
-    """What a check found."""
-
-    lines: int
-    first: int
-    """Sequence number of the first line; 0 when there is none; above 1 when older files went."""
-    last: int
-    head: str
-    """Hash of the last line: what to keep elsewhere."""
-    findings: tuple[Finding, ...]
-
-
-def verify(paths: Sequence[Path]) -> Report:
-    """Check a log, line by line in constant memory; it may be in use meanwhile.
-
-    Args:
-        paths: one log, or rotated ones and then it, oldest first. The anchor is the last one's.
-
-    Raises:
-        OSError: a file cannot be read.
-    """
-    anchor = _read_anchor(paths[-1])  # before the lines: the log may grow meanwhile
-    check = _Check(anchor, named=len(paths) > 1)
-    for path in paths:
-        check.begin(path.name)
-        with path.open("rb") as file:
-            while raw := file.readline(LONGEST_LINE):
-                check.line(raw)
-    return check.end(_beside(paths[-1], "head").name)
-
-
-class _Check:
-    def __init__(self, anchor: _Head | None, *, named: bool) -> None:
-        self._anchor = anchor
-        self._named = named
-        self._findings: list[Finding] = []
-        self._file = ""
-        self._number = 0
-        self._lines = 0
-        self._first: _Line | None = None
-        self._seq = 0  # of the line before
-        self._hash: str | None = _GENESIS.hash  # of the line before; None where it cannot be read
-        self._anchor_seen = anchor == _GENESIS
-
-    def begin(self, name: str) -> None:
-        self._file, self._number = name, 0
-
-    def line(self, raw: bytes) -> None:
-        self._number += 1
-        self._lines += 1
-        line = _Line.read(raw)
-        if line is None:
-            whole = raw.endswith(b"\n")
-            self._found("is not a line of this log" if whole else "is torn: its end is missing")
-            self._seq, self._hash = self._seq + 1, None
-            return
-        if not line.sound:
-            self._found("was changed: its hash does not fit")
-        self._link(line)
-        if line.event == "unanchored":
-            self._found("the anchor was gone when the gateway started here: lines may be missing")
-        if self._anchor is not None and line.head.seq == self._anchor.seq:
-            self._anchor_seen = True
-            if line.head != self._anchor:
-                self._found("is not the one that was anchored")
-        self._first = self._first or line
-        self._seq, self._hash = line.head
-
-    def _link(self, line: _Line) -> None:
-        seq, due = line.head.seq, self._seq + 1
-        if self._lines == 1 and line.event == "rotated" and seq > 1:
-            # Only such a line may begin without what came before: older files are given or kept.
-            self._anchor_seen = self._anchor_seen or self._anchor == (seq - 1, line.prev)
-            return
-        if seq > due:
-            self._found(f"has number {seq} where {due} is due: {_count(seq - due)} missing before")
-        elif seq < due:
-            self._found(f"has number {seq} where {due} is due: repeated, moved or put in")
-        elif self._hash not in (None, line.prev):
-            self._found("does not follow from the line before it: one of the two was replaced")
-
-    def end(self, anchor_name: str) -> Report:
-        if self._anchor is None:
-            self._add(f"{anchor_name} is missing or broken: a missing end would not be noticed")
-        elif self._anchor.seq > self._seq:
-            self._add(f"{_count(self._anchor.seq - self._seq)} missing at the end")
-        elif not self._anchor_seen:
-            self._add(f"the line that was anchored, number {self._anchor.seq}, is not there")
-        first = self._first.head.seq if self._first else 0
-        head = self._hash or ""
-        return Report(self._lines, first, self._seq, head, tuple(self._findings))
-
-    def _found(self, text: str) -> None:
-        if len(self._findings) < LISTED:
-            self._add(text)
-        elif len(self._findings) == LISTED:
-            self._add("what is wrong from here on is not listed")
-
-    def _add(self, text: str) -> None:
-        told = f"{self._file}: {text}" if self._named else text
-        self._findings.append(Finding(self._number, told))
-
-
-def _count(lines: int) -> str:
-    return "1 line is" if lines == 1 else f"{lines} lines are"

@@ -348,7 +348,7 @@ def verify(given: Path | None, logs: tuple[Path, ...], as_json: bool) -> None:
     """Find lines of the audit log that were removed or changed; rotated logs oldest first."""
     from dataclasses import asdict
 
-    from .audit import verify as check
+    from .verify import verify as check
 
     paths = list(logs) or [layout_of(given).audit]
     try:

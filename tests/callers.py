@@ -18,8 +18,8 @@ from typing import Any, Literal, Self
 import aiohttp
 from yarl import URL
 
-from gateway.audit import verify
 from gateway.settings import Layout
+from gateway.verify import verify
 from tests.gatewayserver import Enrolled, GatewayServer
 from tests.nginxserver import Nginx
 from tests.rawservice import RawService

@@ -14,7 +14,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from gateway import clients
-from gateway.audit import verify
+from gateway.verify import verify
 from tests.callers import Caller, Far, open_far
 from tests.gatewayserver import GatewayServer, call
 from tests.rawservice import SSE, Asked, chunk, whole

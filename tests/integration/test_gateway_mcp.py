@@ -16,7 +16,7 @@ from mcp import Client, MCPError
 from tests.cli.test_cli import tunnel
 from tests.conftest import Running
 from tests.droplet import Sshd, Target
-from tests.integration.test_mcp import RESOURCES, Orchestration, service
+from tests.integration.test_mcp import RESOURCES, Orchestration, see_progress, service
 from tests.stack import Stack, make_stack
 
 __all__ = ["service"]
@@ -67,25 +67,7 @@ async def test_an_operator_lists_reads_and_calls(
 @ROADS
 @MODES
 async def test_progress_arrives_while_the_tool_runs(run: Running, mode: str) -> None:
-    seen: list[float] = []
-    first = asyncio.Event()
-
-    async def on_progress(progress: float, total: float | None, message: str | None) -> None:
-        seen.append(progress)
-        first.set()
-
-    async with asyncio.timeout(20), Client(f"{run.url}/mcp", mode=mode) as client:
-        calling = asyncio.ensure_future(
-            client.call_tool(
-                "run_backtest",
-                {"steps": 4, "seconds_per_step": 0.5},
-                progress_callback=on_progress,
-            )
-        )
-        await first.wait()
-        assert not calling.done()  # three of four steps are to come
-        await calling
-    assert seen == [1, 2, 3, 4]
+    await see_progress(run, mode)
 
 
 @ROADS

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import aiohttp
 import pytest
 
-from gateway.audit import verify
 from gateway.settings import Layout
 from gateway.site import Site, find_nginx
+from gateway.verify import verify
 from tests.callers import Caller, Callers, Door
 from tests.droplet import free_port
 from tests.gatewayserver import Enrolled, GatewayServer, call

@@ -100,6 +100,11 @@ async def test_every_resource_and_tool_within_the_limits(run: Running, era: str)
 
 @ERAS
 async def test_progress_arrives_while_the_tool_runs(run: Running, era: str) -> None:
+    await see_progress(run, era)
+
+
+async def see_progress(run: Running, era: str) -> None:
+    """Call a tool that tells of its progress, and see some of it before the end."""
     seen: list[float] = []
     first = asyncio.Event()
 

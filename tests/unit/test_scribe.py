@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from gateway import audit as module
-from gateway.audit import AuditError, AuditLog, Prepared, verify
+from gateway.audit import AuditError, AuditLog, Prepared
 from gateway.scribe import Scribe
+from gateway.verify import verify
 
 ALLOW = Prepared({"decision": "allow"})
 
