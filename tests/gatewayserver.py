@@ -29,7 +29,7 @@ from keys import certs
 from keys.keyring import load_token_key
 from keys.token import JTI, Minter
 from tests.droplet import free_port
-from tunnel import enrol
+from tunnel.custody import enrol
 
 DEADLINE = 15.0
 AUDIENCE = "catalyst-gateway:localhost"

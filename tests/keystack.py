@@ -28,14 +28,14 @@ from tests.conftest import Running
 from tests.droplet import Sshd, Target
 from tests.registrarserver import RegistrarServer
 from tests.stack import Stack, make_stack
-from tunnel.journal import read_journal
-from tunnel.keyfacts import key_facts
-from tunnel.registrar import Accepted
-from tunnel.rotate import Rotator
+from tunnel.custody.journal import read_journal
+from tunnel.custody.keyfacts import key_facts
+from tunnel.custody.registrar import Accepted
+from tunnel.custody.rotate import Rotator
+from tunnel.custody.wayin import way_in
 from tunnel.settings import Settings, load
 from tunnel.tokens import Clock
 from tunnel.up import Tunnel
-from tunnel.wayin import way_in
 
 ACCOUNT = "games"
 

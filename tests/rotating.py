@@ -16,11 +16,11 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
-from tunnel import keystore, rotate
-from tunnel.account import Account
-from tunnel.care import rotate_now
-from tunnel.keystore import KeyStore
-from tunnel.registrar import Registrar
+from tunnel.custody import keystore, rotate
+from tunnel.custody.account import Account
+from tunnel.custody.care import rotate_now
+from tunnel.custody.keystore import KeyStore
+from tunnel.custody.registrar import Registrar
 from tunnel.settings import load
 
 EFFECTS: list[tuple[Any, str]] = [

@@ -228,8 +228,8 @@ def init(
     """
     from keys.errors import KeyFileError
 
+    from .custody.keyfiles import unlock_new
     from .initialise import KEY, Answers, ensure_key, line_for, write_settings
-    from .keyfiles import unlock_new
     from .settings import SettingsError, load_unchecked, parse_address
 
     file = file_of(config)

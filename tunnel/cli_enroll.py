@@ -11,7 +11,7 @@ import click
 from .cli_base import config_option, fail, file_of, say
 
 if TYPE_CHECKING:
-    from .join import Wanted
+    from .custody.join import Wanted
 
 
 @click.command(
@@ -50,10 +50,10 @@ def enroll(
     """
     from keys.errors import KeyFileError
 
-    from .account import AccountError
-    from .enrol import EnrolError
+    from .custody.account import AccountError
+    from .custody.enrol import EnrolError
+    from .custody.join import JoinError, Wanted
     from .hostkey import HostKeyError
-    from .join import JoinError, Wanted
     from .problems import ProblemError
     from .settings import SettingsError, parse_address
 
@@ -79,8 +79,8 @@ def enroll(
 
 
 async def _enroll(via: str, wanted: "Wanted", authorized_keys: str | None, yes: bool) -> None:
-    from .account import account
-    from .join import carry_out, plan, survey
+    from .custody.account import account
+    from .custody.join import carry_out, plan, survey
     from .settings import load_unchecked
 
     settings = load_unchecked(wanted.file) if wanted.file.exists() else None

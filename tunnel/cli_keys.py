@@ -52,8 +52,8 @@ def request(config: Path | None, new: bool, new_ssh: bool) -> None:
     """
     from keys.errors import KeyFileError
 
-    from .enrol import make_request
-    from .keyfiles import unlock_new
+    from .custody.enrol import make_request
+    from .custody.keyfiles import unlock_new
     from .settings import SettingsError, load_unchecked
 
     file = file_of(config)
@@ -80,7 +80,7 @@ def accept(config: Path | None, answer: Any) -> None:
     from keys.enrolment import SIZE
     from keys.errors import KeyFileError
 
-    from .enrol import EnrolError, install
+    from .custody.enrol import EnrolError, install
     from .settings import SettingsError
 
     file = file_of(config)
@@ -118,7 +118,7 @@ def list_(config: Path | None, as_json: bool) -> None:
 
     Asks nobody; `keys status` asks the other end.
     """
-    from .keyfacts import key_facts
+    from .custody.keyfacts import key_facts
 
     facts = key_facts(_settings(config))
     if as_json:
@@ -130,7 +130,7 @@ def list_(config: Path | None, as_json: bool) -> None:
 
 def _show(one: Any, accepted: bool | None) -> None:
     """Print one key, and whether it is let in where that is known."""
-    from .journal import WHAT
+    from .custody.journal import WHAT
 
     now = time.time()
     color = None if accepted is None and one.fault is None else ("green" if accepted else "red")
@@ -193,9 +193,9 @@ def rotate(
     from keys.pointer import Family
     from keys.rotation import describe
 
-    from .care import plan_only, rotate_now
-    from .journal import families_of
-    from .rotate import DRAIN
+    from .custody.care import plan_only, rotate_now
+    from .custody.journal import families_of
+    from .custody.rotate import DRAIN
 
     settings = _settings(config)
     families = families_of(settings) if what == "all" else (cast(Family, what),)
@@ -225,11 +225,11 @@ def _run(work: Any) -> Any:
     """Run `work`; what goes wrong is told in words, with the exit code that is documented."""
     from keys.errors import KeyFileError
 
-    from .account import AccountError
-    from .journal import RotateError, StuckError
-    from .lock import LockedError
+    from .custody.account import AccountError
+    from .custody.journal import RotateError, StuckError
+    from .custody.lock import LockedError
+    from .custody.registrar import RefusedError
     from .problems import ProblemError
-    from .registrar import RefusedError
 
     try:
         return asyncio.run(work)
@@ -260,7 +260,7 @@ def status(config: Path | None, as_json: bool) -> None:
 
     A rotation that was interrupted is gone on with first.
     """
-    from .care import look
+    from .custody.care import look
 
     seen = _run(look(_settings(config), say))
     if as_json:
@@ -290,7 +290,7 @@ def revoke(config: Path | None, yes: bool) -> None:
 
     Its keys are never let in again; to come back it has to be enrolled anew, with new keys.
     """
-    from .care import give_up
+    from .custody.care import give_up
 
     settings = _settings(config)
     if not yes:

@@ -21,9 +21,9 @@ from keys.keyring import load_token_key
 from keys.token import Minter
 
 from .channels import P
+from .custody.keyfiles import Made, Stamp, pair_fault, stamp
 from .dial import dial, dial_through_proxy, notice_death
 from .http import ConnectionGoneError, HttpConnection, Pulse, header
-from .keyfiles import Made, Stamp, pair_fault, stamp
 from .problems import ProblemError
 from .settings import Address, Https
 from .tokens import Clock, Ruling, Tokens

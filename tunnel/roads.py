@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from . import https, ssh
-from .keyfiles import Current
+from .custody.keyfiles import Current
 from .link import Link
 from .paths import Path
 from .settings import Address, Https, Settings

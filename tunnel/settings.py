@@ -16,7 +16,7 @@ from keys.locked import Unlock
 from keys.pointer import FAMILIES, Family, Names, read_pointer
 from keys.table import Table
 
-from . import keyfiles
+from .custody import keyfiles
 from .guard import is_loopback
 
 PATHS = ("ssh", "https")

@@ -18,8 +18,8 @@ from asyncssh.packet import String
 from keys.files import private_file_fault
 
 from .channels import ChannelTransport, P, open_channel
+from .custody.keyfiles import Made
 from .dial import DIAL, dial
-from .keyfiles import Made
 from .problems import Problem, ProblemError
 from .settings import Address, Hop, Ssh
 from .wire import Wire

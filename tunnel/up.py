@@ -15,9 +15,9 @@ from typing import Any
 from . import __version__
 from .choice import Paths
 from .control import Command, ControlServer
+from .custody.keeper import Keeper
 from .forward import Forward
 from .https import Session
-from .keeper import Keeper
 from .lifecycle import State
 from .listener import Listener
 from .roads import make_paths

@@ -21,16 +21,16 @@ from tests.droplet import Sshd, Target
 from tests.integration.test_failover import Traffic
 from tests.keystack import ACCOUNT, command_for_sshd
 from tests.rotating import instrument
-from tunnel.account import Account, AccountError, account
-from tunnel.care import rotate_now
-from tunnel.journal import Outcome, RotateError, read_journal
+from tunnel.custody.account import Account, AccountError, account
+from tunnel.custody.care import rotate_now
+from tunnel.custody.journal import Outcome, RotateError, read_journal
+from tunnel.custody.rotate import Rotator
+from tunnel.custody.wayin import way_in
 from tunnel.problems import ProblemError
-from tunnel.rotate import Rotator
 from tunnel.settings import Settings, load
 from tunnel.ssh import connect
 from tunnel.tokens import Clock
 from tunnel.up import Tunnel
-from tunnel.wayin import way_in
 
 
 @dataclass

@@ -13,9 +13,9 @@ import pytest
 from keys.sshkey import make_key
 from tests.droplet import Sshd, Target
 from tests.keystack import ACCOUNT, KeyStack, command_for_sshd, keystack
+from tunnel.custody.wayin import way_in
 from tunnel.settings import load
 from tunnel.tokens import Clock
-from tunnel.wayin import way_in
 
 __all__ = ["keystack"]
 

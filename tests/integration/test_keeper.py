@@ -16,12 +16,12 @@ from keys.files import write_private
 from keys.pointer import read_pointer
 from keys.rotation import Step
 from tests.keystack import KeyStack, keystack
-from tunnel import care, keeper
-from tunnel.journal import StuckError, journal_file, read_journal
-from tunnel.keeper import Keeper
-from tunnel.keyfacts import key_facts
-from tunnel.notices import DAY
-from tunnel.rotate import Rotator
+from tunnel.custody import care, keeper
+from tunnel.custody.journal import StuckError, journal_file, read_journal
+from tunnel.custody.keeper import Keeper
+from tunnel.custody.keyfacts import key_facts
+from tunnel.custody.notices import DAY
+from tunnel.custody.rotate import Rotator
 from tunnel.settings import load
 
 __all__ = ["keystack"]

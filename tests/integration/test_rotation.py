@@ -27,17 +27,17 @@ from keys.pointer import FAMILIES, Family, Names, read_pointer
 from keys.rotation import Step
 from tests.integration.test_failover import Traffic
 from tests.keystack import KeyStack, keystack
-from tunnel.care import rotate_now
+from tunnel.custody.care import rotate_now
+from tunnel.custody.journal import Outcome, StuckError, lock_file, read_journal
+from tunnel.custody.lock import LockedError, locked
+from tunnel.custody.registrar import Accepted, Registrar
+from tunnel.custody.rotate import Rotator
+from tunnel.custody.wayin import way_in
 from tunnel.https import load_tokens
-from tunnel.journal import Outcome, StuckError, lock_file, read_journal
-from tunnel.lock import LockedError, locked
 from tunnel.problems import ProblemError
-from tunnel.registrar import Accepted, Registrar
-from tunnel.rotate import Rotator
 from tunnel.settings import Settings, load
 from tunnel.ssh import connect as connect_ssh
 from tunnel.tokens import Clock
-from tunnel.wayin import way_in
 
 __all__ = ["keystack"]
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from keys.errors import KeyFileError
 from keys.sshkey import public_line
-from tunnel.authorized import beside, has, without
+from tunnel.custody.authorized import beside, has, without
 
 
 def fresh() -> str:

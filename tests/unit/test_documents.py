@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from tunnel.clients import CLIENTS, PROJECT, Machine, candidates
+from tunnel.custody.notices import REMEDIES
 from tunnel.lifecycle import diagram
-from tunnel.notices import REMEDIES
 from tunnel.problems import CATALOGUE
 
 ROOT = Path(__file__).parents[2]

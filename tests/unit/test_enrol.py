@@ -23,8 +23,9 @@ from keys.files import write_private
 from keys.keyring import base64url, load_token_key, make_token_key, thumbprint
 from keys.pointer import Names, read_pointer
 from keys.sshkey import make_key, public_half
-from tunnel import enrol, settings
-from tunnel.enrol import EnrolError, install, make_request
+from tunnel import settings
+from tunnel.custody import enrol
+from tunnel.custody.enrol import EnrolError, install, make_request
 from tunnel.settings import SettingsError
 
 BAD = (EnrolError, ValueError, KeyFileError, SettingsError)

@@ -13,8 +13,8 @@ from keys import certs
 from keys.files import write_private
 from keys.keyring import make_token_key
 from keys.sshkey import make_key
-from tunnel.keyfacts import due, key_facts, local_notices
-from tunnel.notices import DAY, REMEDIES, Notice, ending, renewal_due
+from tunnel.custody.keyfacts import due, key_facts, local_notices
+from tunnel.custody.notices import DAY, REMEDIES, Notice, ending, renewal_due
 from tunnel.settings import Settings, load_unchecked
 
 CONFIG = """\

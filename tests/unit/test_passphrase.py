@@ -12,10 +12,10 @@ from keyring.errors import KeyringLocked
 
 from keys.errors import KeyFileError
 from keys.pointer import FAMILIES, Names
-from tunnel import passphrase
-from tunnel.keyfacts import key_facts
-from tunnel.keyfiles import unlock_new
-from tunnel.keystore import KeyStore
+from tunnel.custody import passphrase
+from tunnel.custody.keyfacts import key_facts
+from tunnel.custody.keyfiles import unlock_new
+from tunnel.custody.keystore import KeyStore
 from tunnel.settings import SettingsError, load_unchecked, parse
 
 CONFIG = '[ssh]\nhost = "droplet.example"\n[keys]\npassphrase = "keyring"\n'

@@ -18,7 +18,8 @@ from pathlib import Path
 from keys.files import make_private_directory, write_private
 from keys.sshkey import authorized_line, make_key, public_half
 
-from .. import enrol, hostkey, initialise
+from .. import hostkey, initialise
+from ..custody import enrol
 from ..settings import Address
 from . import nginx
 from .parts import STOP, DemoError, command, free_port, part, port_of, program

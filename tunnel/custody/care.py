@@ -9,15 +9,15 @@ from keys.errors import KeyFileError
 from keys.pointer import Family
 from keys.rotation import Journal
 
+from ..problems import Problem, ProblemError
+from ..settings import Settings
 from .journal import WHAT, Outcome, StuckError, journal_file, lock_file, read_journal
 from .keyfacts import KeyFacts, key_facts, local_notices
 from .keyfiles import follow
 from .lock import LockedError, locked
 from .notices import Notice, ending
-from .problems import Problem, ProblemError
 from .registrar import Accepted, RefusedError
 from .rotate import Rotator
-from .settings import Settings
 from .wayin import gateway_paths
 
 EXIT_WELL, EXIT_UNASKED, EXIT_NOTICES = 0, 4, 5

@@ -13,12 +13,12 @@ import h11
 
 from keys.pointer import Family
 
-from . import https, ssh
-from .http import ConnectionGoneError, HttpConnection
-from .link import Connection
-from .problems import ProblemError
-from .settings import Address, Settings
-from .tokens import Clock, Ruling, Tokens, Verdict
+from .. import https, ssh
+from ..http import ConnectionGoneError, HttpConnection
+from ..link import Connection
+from ..problems import ProblemError
+from ..settings import Address, Settings
+from ..tokens import Clock, Ruling, Tokens, Verdict
 
 ANSWER = 15.0  # seconds for an answer; the registrar issues certificates, and writes to the disk
 SIZE = 1 << 20  # bytes of an answer

@@ -9,8 +9,8 @@ from keys.files import private_file_fault
 from keys.pointer import Family, Names
 from keys.rotation import Journal, Step
 
+from ..settings import Settings
 from .keyfiles import directory
-from .settings import Settings
 from .wayin import gateway_paths
 
 WHAT: dict[Family, str] = {"ssh": "SSH key", "token": "token key", "cert": "certificate"}

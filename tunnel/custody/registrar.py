@@ -14,10 +14,10 @@ from keys.jws import JTI
 from keys.keyring import load_token_key
 from keys.statement import Author
 
+from ..problems import ProblemError
+from ..settings import Settings
+from ..tokens import Clock
 from .keystore import Called
-from .problems import ProblemError
-from .settings import Settings
-from .tokens import Clock
 from .wayin import Answer, WayIn
 
 TRIES = 5  # statements that may come late for the registry's generation

@@ -15,7 +15,7 @@ from typing import Any
 
 import asyncssh
 
-from .settings import Settings
+from ..settings import Settings
 
 DEADLINE = 20.0  # seconds to come in
 RUN = 60.0  # seconds for a command

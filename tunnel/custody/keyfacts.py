@@ -10,10 +10,10 @@ from keys.keyring import load_token_key, thumbprint
 from keys.locked import Unlock
 from keys.pointer import Family
 
+from ..settings import Settings
 from .journal import WHAT, families_of
 from .keyfiles import pair_fault, ssh_fault, token_fault
 from .notices import DAY, Notice, ending, renewal_due
-from .settings import Settings
 
 
 @dataclass(frozen=True, slots=True)

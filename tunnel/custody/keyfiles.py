@@ -22,7 +22,7 @@ from keys.sshkey import public_half
 from .passphrase import ensure, passphrase
 
 if TYPE_CHECKING:
-    from .settings import Https, Settings, Ssh
+    from ..settings import Https, Settings, Ssh
 
 Stamp = tuple[int, int, int] | None
 

@@ -12,16 +12,16 @@ from typing import Any
 
 from keys import sshkey
 
+from ..hostkey import pin, pinned
+from ..initialise import KEY, Answers, ensure_key, line_for, write_settings
+from ..problems import ProblemError
+from ..settings import Address, Settings, load, load_unchecked
+from ..tokens import Clock
 from . import authorized
 from .account import Account, AccountError
 from .enrol import install, make_request
-from .hostkey import pin, pinned
-from .initialise import KEY, Answers, ensure_key, line_for, write_settings
 from .keyfacts import key_facts
 from .keyfiles import unlock_new
-from .problems import ProblemError
-from .settings import Address, Settings, load, load_unchecked
-from .tokens import Clock
 from .wayin import way_in
 
 GATEWAY = "catalyst-gateway"

@@ -12,16 +12,16 @@ from keys.errors import KeyFileError
 from keys.pointer import Family
 from keys.rotation import Step
 
+from ..problems import ProblemError
+from ..settings import Settings
 from .account import AccountError
 from .journal import Outcome, RotateError, StuckError, lock_file, read_journal
 from .keyfacts import due, key_facts, local_notices
 from .keyfiles import follow
 from .lock import LockedError, locked
 from .notices import Notice, ending
-from .problems import ProblemError
 from .registrar import RefusedError
 from .rotate import DRAIN, Rotator
-from .settings import Settings
 
 FIRST = 5.0  # seconds after the start: the paths come first
 EVERY = 30.0  # seconds between looks; a machine that slept is looked after this soon, too

@@ -21,7 +21,7 @@ from keys.keyring import load_token_key, make_token_key, thumbprint
 from keys.locked import Unlock
 from keys.pointer import FAMILIES, Family, Names, read_pointer, write_pointer
 
-from . import settings
+from .. import settings
 
 TOKEN_KEY, TLS_KEY, SSH_KEY, CA = "token.key", "tls.key", "ssh_ed25519", "ca.crt"
 

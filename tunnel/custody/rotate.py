@@ -17,16 +17,16 @@ from keys.files import write_private
 from keys.pointer import FAMILIES, Family, Names, read_pointer, write_pointer
 from keys.rotation import ENDS, Desk, Event, Journal, Step
 
+from ..control import ControlError, NotRunningError, ask
+from ..initialise import line_for
+from ..problems import Problem, ProblemError
+from ..settings import Settings
+from ..tokens import Clock
 from . import authorized
-from .control import ControlError, NotRunningError, ask
-from .initialise import line_for
 from .journal import WHAT, Outcome, RotateError, StuckError, families_of, journal_file
 from .keyfiles import directory, fixed, unlock_new, with_names
 from .keystore import KeyStore
-from .problems import Problem, ProblemError
 from .registrar import Accepted, NewKeys, RefusedError, Registrar
-from .settings import Settings
-from .tokens import Clock
 from .wayin import gateway_paths, paths_for, way_in
 
 DRAIN = 30.0  # seconds that what runs with the old keys is given at most, unless told otherwise
