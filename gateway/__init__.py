@@ -12,11 +12,11 @@
     proxy        the request to the service and its answer back, as they come
     decision     every reason to refuse, and what the outside is told of it
 
-`serve` is the process around it: sockets, reload, drain. `registrar` is the other process: it alone
-changes the registry, as clients say in signed statements (keydesk passes them on, keychange decides,
-changing writes, issued and authority hold certificates and CA), and ends their ssh sessions.
-`authorized` answers sshd. `init`, `clients`, `check`, `site` (for NGINX), `sshd`, `verify` and
-`frontdoor` serve the operator. Only `cli` and its parts print.
+`serve` is the process around it: sockets, reload, drain. `registrar` is the other process: it
+alone changes the registry, as clients say in signed statements (keydesk passes them on, keychange
+decides, changing writes, issued and authority hold certificates and CA), and ends their ssh
+sessions. `authorized` answers sshd. `init`, `clients`, `check`, `site` (for NGINX), `sshd`,
+`verify` and `frontdoor` serve the operator. Only `cli` and its parts print.
 """
 
 __version__ = "0.1.0"

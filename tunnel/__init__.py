@@ -18,10 +18,10 @@ A request from left to right, a room each:
     ssh, https         the two kinds: everything about asyncssh (wire, channels), about TLS
     backoff, dial      when to try again; names resolved and addresses raced
 
-`up` puts them together, the paths in `roads`; `settings` reads the file, `control` answers `status`
-and `down`, `initialise` writes the first files, `problems` holds all failures in words. `custody` is
-a house of its own, for the keys. `claude` tells MCP clients of us (`clients`: where; `jsonedit`:
-how), `bundle` packs us for them; `terminal` asks the service for the commands in `cli_terminal`.
+`up` puts them together, the paths in `roads`; `settings` reads the file, `control` answers
+`status` and `down`, `initialise` writes the first files, `problems` holds all failures in words.
+`custody` is a house of its own, for the keys. `claude` tells MCP clients of us (`clients`: where;
+`jsonedit`: how), `bundle` packs us for them; `terminal` asks the service for `cli_terminal`.
 """
 
 __version__ = "0.1.0"
