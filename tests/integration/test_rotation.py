@@ -63,7 +63,8 @@ async def traffic(keystack: KeyStack) -> AsyncIterator[list[Traffic]]:
     for one in loads:
         assert one.failed_reads == []
         assert set(one.calls) == {200}
-    assert max(keystack.stack.target.executed.values()) == 1
+        # A read may be asked for twice: that is how none of them fails.
+        assert all(keystack.stack.target.executed[body] == 1 for body in one.sent)
 
 
 @pytest.mark.timeout(300)
