@@ -181,10 +181,10 @@ def parse_via(text: str) -> tuple[str | None, str, int | None]:
     """
     match = _VIA.fullmatch(text)
     if match is None or text.startswith("-"):
-        raise ValueError("must be [USER@]HOST[:PORT]")
+        raise ValueError(f"{text!r} must be [USER@]HOST[:PORT]")
     port = int(match[4]) if match[4] else None
     if port is not None and not 1 <= port <= 65535:
-        raise ValueError("the port must be between 1 and 65535")
+        raise ValueError(f"{text!r}: the port must be between 1 and 65535")
     return match[1], match[2] or match[3], port
 
 
@@ -194,9 +194,11 @@ async def account(via: str, settings: Settings | None) -> AsyncIterator[Account]
 
     Raises:
         AccountError: why that fails.
-        ValueError: `via` is not [USER@]HOST[:PORT].
     """
-    user, host, port = parse_via(via)
+    try:
+        user, host, port = parse_via(via)
+    except ValueError as exc:
+        raise AccountError(f"{exc}.") from None
     options: dict[str, Any] = {"login_timeout": DEADLINE}
     if user is not None:
         options["username"] = user

@@ -50,7 +50,7 @@ def enroll(
     """
     from keys.errors import KeyFileError
 
-    from .account import AccountError
+    from .account import AccountError, parse_via
     from .enrol import EnrolError
     from .hostkey import HostKeyError
     from .join import JoinError, Wanted
@@ -59,6 +59,7 @@ def enroll(
 
     called = name or re.sub(r"[^a-z0-9._-]", "-", (platform.node() or "laptop").lower())[:63]
     try:
+        parse_via(via)
         wanted = Wanted(
             file_of(config),
             called,

@@ -23,7 +23,7 @@ from tests.keystack import ACCOUNT, command_for_sshd
 from tests.rotating import instrument
 from tunnel.account import Account, AccountError, account
 from tunnel.care import rotate_now
-from tunnel.journal import Outcome, RotateError, read_journal
+from tunnel.journal import Outcome, RotateError, StuckError, read_journal
 from tunnel.problems import ProblemError
 from tunnel.rotate import Rotator
 from tunnel.settings import Settings, load
@@ -251,9 +251,33 @@ async def test_a_login_that_is_refused(
 
 @pytest.mark.parametrize("via", ["", "-oProxyCommand=x", "a@b@c", "me@host:0", "me@host:x", "a b"])
 async def test_a_login_that_is_none(via: str) -> None:
-    with pytest.raises(ValueError, match="must be"):
+    with pytest.raises(AccountError, match="must be"):
         async with account(via, None):
             pass
+
+
+async def test_with_a_login_that_is_none_nothing_is_begun(plain: Plain) -> None:
+    plain.via = "me@@host"
+    before = {one.name for one in (plain.home / "keys").iterdir()}
+    with pytest.raises(RotateError, match=r"--via 'me@@host' must be \[USER@\]HOST"):
+        await plain.rotate()
+    assert {one.name for one in (plain.home / "keys").iterdir()} - before == {"rotation.lock"}
+    assert read_journal(plain.settings()) is None
+
+
+async def test_what_was_begun_with_a_wrong_login_goes_on_with_the_right_one(plain: Plain) -> None:
+    right, plain.via = plain.via, "nobody@127.0.0.1:1"
+    with pytest.raises(StuckError, match="No SSH connection"):
+        await plain.rotate()
+    await plain.has_a_way_in()
+    for wrong in (plain.via, "me@@host"):
+        plain.via = wrong
+        with pytest.raises((StuckError, RotateError)):
+            await plain.rotate()
+    plain.via = right
+    assert (await plain.rotate()).step is Step.DONE
+    assert read_pointer(plain.home / "keys").ssh == "ssh_ed25519-2"
+    await plain.has_a_way_in()
 
 
 async def test_a_file_that_somebody_else_changes_meanwhile_is_read_again(plain: Plain) -> None:
