@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import aiohttp
+import asyncssh
 import pytest
 
 from keys.pointer import read_pointer
@@ -132,6 +133,45 @@ async def test_the_owner_stays(plain: Plain) -> None:
     assert (await plain.rotate()).step is Step.DONE
     info = plain.file.stat()
     assert (info.st_uid, info.st_gid) == (12345, 12346)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="root can give files away")
+async def test_a_directory_that_is_made_is_the_accounts_own(plain: Plain, tmp_path: Path) -> None:
+    """One of root's in an account's home would keep sshd from reading what is in it."""
+    home = tmp_path / "account"
+    home.mkdir()
+    os.chown(home, 12345, 12346)
+    file = home / ".ssh" / "authorized_keys"
+    async with plain.login() as login:
+        assert await login.edit(str(file), lambda _: b"x\n")
+    for one in (file.parent, file):
+        assert (one.stat().st_uid, one.stat().st_gid) == (12345, 12346)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="root can give files away")
+async def test_an_account_does_not_get_a_file_of_roots_given(
+    plain: Plain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may put a link in the place of the new file in its own directory, before that is moved."""
+    os.chown(plain.file, 12345, 12346)
+    plain.file.chmod(0o644)
+    roots = tmp_path / "shadow"
+    roots.write_text("secret")
+    roots.chmod(0o600)
+    write = asyncssh.SFTPClientFile.write
+
+    async def swapped(opened: asyncssh.SFTPClientFile, data: bytes) -> int:
+        written = await write(opened, data)
+        [fresh] = plain.file.parent.glob(".authorized_keys.*")
+        fresh.unlink()
+        fresh.symlink_to(roots)
+        return written
+
+    monkeypatch.setattr(asyncssh.SFTPClientFile, "write", swapped)
+    async with plain.login() as login:
+        await login.edit(str(plain.file), lambda text: text + b"x\n")
+    info = roots.stat()
+    assert (info.st_uid, stat.S_IMODE(info.st_mode)) == (0, 0o600)
 
 
 async def test_under_load(plain: Plain) -> None:
