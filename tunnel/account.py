@@ -212,6 +212,9 @@ async def account(via: str, settings: Settings | None) -> AsyncIterator[Account]
         user, host, port = parse_via(via)
     except ValueError as exc:
         raise AccountError(f"{exc}.") from None
+    by_hand = shlex.join(
+        ["ssh", *(["-p", str(port)] if port else []), f"{user}@{host}" if user else host]
+    )
     options: dict[str, Any] = {"login_timeout": DEADLINE}
     if user is not None:
         options["username"] = user
@@ -228,12 +231,15 @@ async def account(via: str, settings: Settings | None) -> AsyncIterator[Account]
     except TimeoutError as exc:
         raise AccountError(f"{via} does not answer within {DEADLINE:g} s.") from exc
     except asyncssh.HostKeyNotVerifiable as exc:
-        text = f"The host key of {via} is not known, or another one: try `ssh {via}` first."
+        text = f"The host key of {via} is not known, or another one: try `{by_hand}` first."
         raise AccountError(text) from exc
     except asyncssh.PermissionDenied as exc:
-        raise AccountError(f"{via} does not let you in: `ssh {via}` must work first.") from exc
+        raise AccountError(f"{via} does not let you in: `{by_hand}` must work first.") from exc
     except (asyncssh.Error, OSError, ValueError) as exc:
-        raise AccountError(f"No SSH connection to {via} ({type(exc).__name__}).") from exc
+        told = exc.reason if isinstance(exc, asyncssh.Error) else getattr(exc, "strerror", None)
+        why = told or str(exc) or type(exc).__name__
+        text = f"No SSH connection to {via} ({why}): `{by_hand}` must work first."
+        raise AccountError(text) from exc
     try:
         where = configured.host or host, configured.port or 22
         yield Account(connection, *where)
