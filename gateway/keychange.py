@@ -88,19 +88,22 @@ def _introduce(
             raise ChangeError("keys_denied", "key_revoked")
         taken = frozenset() if wish.csr is not None else target.certificates
         target = keys.get(kid) or Key(wish.token_key, taken)
+    ssh_keys = client.ssh_keys
+    if wish.ssh_key is not None:
+        ssh_keys = _with_ssh(registry, client, wish.ssh_key)
+    keys[target.kid] = target
+    changed = replace(client, keys=tuple(keys.values()), ssh_keys=ssh_keys)
+    _check_bounds(changed)
     certificate = None
-    if wish.csr is not None:
+    if wish.csr is not None:  # last, since what is signed for a refused statement would be left
+        if len(target.certificates) >= ACCEPTED:
+            raise ChangeError("keys_denied", "too_many")
         try:
             name, certificate = issue(wish.csr, target.certificates)
         except ValueError:
             raise ChangeError("statement_invalid", "csr_invalid") from None
-        target = replace(target, certificates=target.certificates | {name})
-    keys[target.kid] = target
-    ssh_keys = client.ssh_keys
-    if wish.ssh_key is not None:
-        ssh_keys = _with_ssh(registry, client, wish.ssh_key)
-    changed = replace(client, keys=tuple(keys.values()), ssh_keys=ssh_keys)
-    _check_bounds(changed)
+        keys[target.kid] = replace(target, certificates=target.certificates | {name})
+        changed = replace(changed, keys=tuple(keys.values()))
     answer = {
         "catalyst": "introduced",
         "version": 1,
@@ -114,8 +117,6 @@ def _check_bounds(client: Client) -> None:
     for family in (client.keys, client.ssh_keys):
         if len(family) > RECORDED or sum(not one.revoked for one in family) > ACCEPTED:
             raise ChangeError("keys_denied", "too_many")
-    if any(len(key.certificates) > ACCEPTED for key in client.keys):
-        raise ChangeError("keys_denied", "too_many")
 
 
 def _with_ssh(registry: Registry, client: Client, line: str) -> tuple[SshKey, ...]:
@@ -136,13 +137,12 @@ def _retire(registry: Registry, client: Client, signer: str, wish: Retirement) -
         raise ChangeError("keys_denied", "key_unknown")
     if wish.ssh_keys - {ssh.fingerprint for ssh in client.ssh_keys}:
         raise ChangeError("keys_denied", "ssh_key_unknown")
-    # A certificate that is on no key of the client is one that was retired before.
+    # A certificate that is on no key of the client is one that was retired before. A revoked key
+    # needs none: what is kept of it has to stay small.
     keys = tuple(
-        replace(
-            key,
-            revoked=key.revoked or key.kid in wish.kids,
-            certificates=key.certificates - wish.certificates,
-        )
+        replace(key, revoked=True, certificates=frozenset())
+        if key.revoked or key.kid in wish.kids
+        else replace(key, certificates=key.certificates - wish.certificates)
         for key in client.keys
     )
     ssh_keys = tuple(
@@ -155,8 +155,7 @@ def _retire(registry: Registry, client: Client, signer: str, wish: Retirement) -
     if _ssh(client) and not _ssh(changed):
         raise ChangeError("keys_denied", "last_ssh_key")
     answer = {"catalyst": "retired", "version": 1}
-    dropped = wish.certificates & _named(client)
-    return Change(registry.with_client(changed), answer, dropped)
+    return Change(registry.with_client(changed), answer, _named(client) - _named(changed))
 
 
 def _certificates(client: Client) -> bool:

@@ -1,6 +1,7 @@
 """Private files: born unreadable to others, written whole or not at all, checked before use."""
 
 import os
+import shlex
 import stat
 import sys
 import tempfile
@@ -30,7 +31,7 @@ def private_file_fault(path: Path) -> str | None:
             return f"{path} belongs to another user. chown it to the user who runs the tunnel."
         if info.st_mode & 0o077:
             mode = stat.S_IMODE(info.st_mode)
-            return f"{path} is open to other users (mode {mode:04o}). Run: chmod 600 {path}"
+            return f"{path} is open to other users (mode {mode:04o}). {_run('chmod 600', path)}"
     return None
 
 
@@ -45,11 +46,16 @@ def guarded_file_fault(path: Path) -> str | None:
     info = path.stat()
     if sys.platform != "win32":
         if info.st_uid not in (0, os.geteuid()):
-            return f"{path} belongs to another user. Run: chown root {path}"
+            return f"{path} belongs to another user. {_run('chown root', path)}"
         if info.st_mode & 0o022:
             mode = stat.S_IMODE(info.st_mode)
-            return f"{path} may be changed by others (mode {mode:04o}). Run: chmod go-w {path}"
+            return f"{path} may be changed by others (mode {mode:04o}). {_run('chmod go-w', path)}"
     return None
+
+
+def _run(command: str, path: Path) -> str:
+    """Return a repair as a sentence: others follow it."""
+    return f"Run `{command} {shlex.quote(str(path))}`."
 
 
 def make_private_directory(path: Path) -> None:

@@ -95,7 +95,7 @@ async def make_stack(
 
     if find_nginx() is None:
         pytest.skip("no nginx on this machine: apt install nginx-light")
-    ca, key = make_certificate(directory)
+    ca, key = make_certificate(directory, days=1)
     async with contextlib.AsyncExitStack() as exits:
         port = free_port()
         https_road = await exits.enter_async_context(Relay("127.0.0.1", port))

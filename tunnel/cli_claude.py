@@ -127,6 +127,8 @@ def _change(
 
     A fault in one place does not spare the others; it ends the command after them.
     """
+    from .shown import printable
+
     faults: list[tuple[str, int]] = []
     changed = False
     for place in found:
@@ -135,7 +137,7 @@ def _change(
             if not change.needed:
                 click.echo(f"{place.file}: {name} {words[1]}")
             elif dry_run:
-                click.echo(change.diff(), nl=False)
+                click.echo(printable(change.diff()), nl=False)
             else:
                 copy = carry_out(change)
                 changed = True
@@ -184,16 +186,20 @@ def show(as_json: bool) -> None:
 
 
 def _tell(title: str, entries: list[dict[str, Any]], fault: str | None) -> None:
+    """Print what is in one file, which may be somebody else's project."""
+    from .shown import printable
+
     click.echo(title)
     if fault:
-        click.secho(f"  {fault}", fg="red")
+        click.secho(f"  {printable(fault)}", fg="red")
     elif not entries:
         click.echo("  not there")
     for entry in entries:
-        click.echo(f"  {entry['name']}: {entry['command']} {' '.join(entry['args'])}")
+        said = f"{entry['name']}: {entry['command']} {' '.join(entry['args'])}"
+        click.echo(f"  {printable(said)}")
         for what in ("command", "config"):
             if not entry[f"{what}_exists"]:
-                click.secho(f"    {entry[what]} does not exist", fg="red")
+                click.secho(f"    {printable(entry[what])} does not exist", fg="red")
 
 
 @click.command(epilog="\b\nExample:\n  catalyst-tunnel claude bundle -o catalyst-tunnel.mcpb")

@@ -50,7 +50,7 @@ def enroll(
     """
     from keys.errors import KeyFileError
 
-    from .custody.account import AccountError
+    from .custody.account import AccountError, parse_via
     from .custody.enrol import EnrolError
     from .custody.join import JoinError, Wanted
     from .hostkey import HostKeyError
@@ -59,6 +59,7 @@ def enroll(
 
     called = name or re.sub(r"[^a-z0-9._-]", "-", (platform.node() or "laptop").lower())[:63]
     try:
+        parse_via(via)
         wanted = Wanted(
             file_of(config),
             called,

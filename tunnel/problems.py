@@ -20,6 +20,7 @@ class Entry(NamedTuple):
 
 _DROPLET = "Check that the droplet is running and that this machine is online."
 _NOT_SENT = "It was not sent, so it is safe to call again."
+_NOT_DELIVERED = "The request was not delivered, so it is safe to call again."
 
 CATALOGUE: dict[str, Entry] = {
     # The link: why the SSH connection is not up. Requests meet these as the reason in a 503.
@@ -113,7 +114,7 @@ CATALOGUE: dict[str, Entry] = {
         502,
         -32012,
         "The droplet is reached but nothing listens where the service should: start it. "
-        "The request was not delivered, so it is safe to call again.",
+        f"{_NOT_DELIVERED}",
     ),
     "target_prohibited": Entry(
         502,
@@ -124,7 +125,7 @@ CATALOGUE: dict[str, Entry] = {
     "target_timeout": Entry(
         504,
         -32014,
-        "The droplet could not reach [ssh] target in time. The request was not delivered.",
+        f"The droplet could not reach [ssh] target in time. {_NOT_DELIVERED}",
     ),
     "upstream_silent": Entry(
         504,
@@ -196,6 +197,14 @@ class Problem:
     def remedy(self) -> str:
         """What to do about it."""
         return self.entry.remedy
+
+    @property
+    def in_general(self) -> str:
+        """What happened and what to do, without what is said of the request that met it."""
+        text = str(self)
+        for said in (_NOT_SENT, _NOT_DELIVERED):
+            text = text.removesuffix(said).rstrip()
+        return text
 
     @property
     def permanent(self) -> bool:

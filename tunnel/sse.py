@@ -92,6 +92,7 @@ class EventReader:
         self._size = 0
         self._after_cr = False
         self._id = ""
+        self._moved = False
         self._retry: float | None = None
 
     def feed(self, piece: bytes) -> list[Event]:
@@ -129,7 +130,9 @@ class EventReader:
         if not line:
             data, self._data, self._size = b"\n".join(self._data), [], 0
             retry, self._retry = self._retry, None
-            return Event(data, self._id, retry) if data or retry is not None else None
+            moved, self._moved = self._moved, False
+            # One without data tells nothing but where to go on (MCP 2025-11-25), or when.
+            return Event(data, self._id, retry) if data or moved or retry is not None else None
         name, _, value = line.partition(b":")
         value = value.removeprefix(b" ")
         match name:
@@ -137,7 +140,7 @@ class EventReader:
                 self._data.append(value)
                 self._count(len(value))
             case b"id" if b"\0" not in value:
-                self._id = value.decode("utf-8", "replace")
+                self._id, self._moved = value.decode("utf-8", "replace"), True
             case b"retry" if value.isdigit() and len(value) < 9:
                 self._retry = int(value) / 1000
         return None

@@ -20,6 +20,7 @@ from .bridge.session import RefusedError
 from .bridge.talk import PAUSE, ROUNDS, Talk
 from .bridge.verdict import UnansweredError
 from .mcp import is_read
+from .problems import CATALOGUE, Problem
 from .shown import members
 
 EXIT_REFUSED = 1
@@ -176,7 +177,7 @@ class Conversation:
     def obstacle(self) -> str | None:
         """Why no path of our own is up, in words; None where one is, or nothing is known."""
         problem = self._endpoints.obstacle
-        return None if problem is None else str(problem)
+        return None if problem is None else problem.in_general
 
     async def tunnel_obstacle(self) -> str | None:
         """Return why the tunnel that runs has no path up, in words; None where it has, or is none.
@@ -192,13 +193,20 @@ class Conversation:
         except (NotRunningError, ControlError, TypeError, KeyError):
             return None
         told = [path.problem for path in snapshot.paths if path.problem is not None]
-        words = [f"{one['message']} {one['remedy']}" for one in told]
-        return None if snapshot.up else " ".join(words) or None
+        words = [_in_general(one) for one in told]
+        return None if snapshot.up else " ".join(dict.fromkeys(words)) or None
 
     async def close(self) -> None:
         """End everything that was begun."""
         await self._talk.close()
         await self._endpoints.close(GRACE)
+
+
+def _in_general(told: dict[str, str]) -> str:
+    """Return a problem of a path as a command tells it, which may have called already."""
+    if told["code"] in CATALOGUE:
+        return Problem(told["code"], told["message"]).in_general
+    return told["message"]
 
 
 @contextlib.asynccontextmanager

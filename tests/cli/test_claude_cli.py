@@ -152,6 +152,19 @@ def test_in_a_project(person: Person, client: str, file: str, table: str) -> Non
     assert json.loads((person.project / file).read_bytes()) == {table: {}}
 
 
+def test_a_project_does_not_steer_the_terminal(person: Person) -> None:
+    """Its file comes with the project, from whoever made it."""
+    args = ["stdio", "--config", "/nowhere/\x1b[2J"]
+    entry = {"command": "/nowhere/\x1b[2J/catalyst-tunnel", "args": args}
+    file = person.project / ".mcp.json"
+    file.write_text(json.dumps({"mcpServers": {"\x1b]0;x\x07\x9b2J": entry}}, ensure_ascii=False))
+    for words in (["show"], ["install", "--client", "code", "--scope", "project", "--dry-run"]):
+        done = person.says(*words)
+        said = (done.stdout + done.stderr).replace("\n", "")
+        assert "2J" in said
+        assert said.isprintable(), words
+
+
 def test_claude_desktop_knows_no_projects(person: Person) -> None:
     done = person.says("install", "--scope", "project")
     assert (done.returncode, list(person.project.iterdir())) == (2, [])

@@ -1,5 +1,6 @@
 """The command line as people and scripts meet it: words, exit codes, files."""
 
+import contextlib
 import json
 import os
 import re
@@ -9,7 +10,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -346,34 +347,73 @@ def test_a_port_whose_twin_is_taken(ready: Path) -> None:
     assert "::1" in done.stderr
 
 
-def test_the_demo_runs_and_ends(home: Path) -> None:
-    pytest.importorskip("fastmcp", reason="needs the demo extra")
-    port = free_port()
-    demo = subprocess.Popen(
-        [sys.executable, "-m", "tunnel", "demo", "--port", str(port)],
+@contextlib.contextmanager
+def demo(*command: str, **environ: str) -> Iterator[subprocess.Popen[str]]:
+    """Run the demo until the block ends, then interrupt it; it has to end in order."""
+    process = subprocess.Popen(
+        [sys.executable, *command],
         cwd=ROOT,
+        env={**os.environ, **environ},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
     )
     try:
-        end = time.monotonic() + DEADLINE
-        while True:
-            try:
-                with urllib.request.urlopen(f"http://localhost:{port}/system/health") as answer:
-                    assert json.load(answer)["status"] == "ok"
-                break
-            except OSError:
-                assert time.monotonic() < end
-                time.sleep(0.05)
-        os.killpg(demo.pid, signal.SIGINT)  # as Ctrl-C in a terminal does
-        said, logged = demo.communicate(timeout=DEADLINE)
+        yield process
+        os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C in a terminal does
+        _, logged = process.communicate(timeout=DEADLINE)
     finally:
-        demo.kill()
-    assert f"http://localhost:{port}/mcp" in said
+        process.kill()
     assert "Traceback" not in logged
-    assert demo.returncode == 0
+    assert process.returncode == 0
+
+
+def settings_of(process: subprocess.Popen[str]) -> Path:
+    """Read what the demo says, up to the settings that it names."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        if found := re.search(r"status --config (\S+)", line):
+            return Path(found[1])
+    raise AssertionError("the demo has ended")
+
+
+def until_healthy(port: int) -> None:
+    end = time.monotonic() + DEADLINE
+    while True:
+        try:
+            with urllib.request.urlopen(f"http://localhost:{port}/system/health") as answer:
+                assert json.load(answer)["status"] == "ok"
+            return
+        except OSError:
+            assert time.monotonic() < end
+            time.sleep(0.05)
+
+
+def test_the_demo_runs_and_its_keys_are_rotated(tmp_path: Path) -> None:
+    """Also where temporary files have names that are too long for a Unix socket."""
+    pytest.importorskip("fastmcp", reason="needs the demo extra")
+    port, far = free_port(), tmp_path / ("x" * 80)
+    far.mkdir()
+    with demo("-m", "tunnel", "demo", "--port", str(port), TMPDIR=str(far)) as process:
+        config = settings_of(process)
+        until_healthy(port)
+        done = tunnel("keys", "rotate", "--drain", "1", "--config", str(config), home=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert "rotated: ssh, token" in done.stdout
+    assert not config.exists()
+
+
+def test_the_demo_without_a_gateway_as_on_windows(tmp_path: Path) -> None:
+    pytest.importorskip("fastmcp", reason="needs the demo extra")
+    port = free_port()
+    program = "from tunnel import cli; from tunnel.demo import run; run.GATEWAY = False; cli.main()"
+    with demo("-c", program, "demo", "--port", str(port)) as process:
+        config = settings_of(process)
+        until_healthy(port)
+        done = tunnel("tools", "--config", str(config), home=tmp_path)
+        assert "start_trading_cycle" in done.stdout
+    assert not config.exists()
 
 
 def test_the_gateway_prints_rules_that_sshd_accepts(tmp_path: Path, home: Path) -> None:

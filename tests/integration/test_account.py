@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import aiohttp
+import asyncssh
 import pytest
 
 from keys.pointer import read_pointer
@@ -23,7 +24,7 @@ from tests.keystack import ACCOUNT, command_for_sshd
 from tests.rotating import instrument
 from tunnel.custody.account import Account, AccountError, account
 from tunnel.custody.care import rotate_now
-from tunnel.custody.journal import Outcome, RotateError, read_journal
+from tunnel.custody.journal import Outcome, RotateError, StuckError, read_journal
 from tunnel.custody.rotate import Rotator
 from tunnel.custody.wayin import way_in
 from tunnel.problems import ProblemError
@@ -132,6 +133,45 @@ async def test_the_owner_stays(plain: Plain) -> None:
     assert (await plain.rotate()).step is Step.DONE
     info = plain.file.stat()
     assert (info.st_uid, info.st_gid) == (12345, 12346)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="root can give files away")
+async def test_a_directory_that_is_made_is_the_accounts_own(plain: Plain, tmp_path: Path) -> None:
+    """One of root's in an account's home would keep sshd from reading what is in it."""
+    home = tmp_path / "account"
+    home.mkdir()
+    os.chown(home, 12345, 12346)
+    file = home / ".ssh" / "authorized_keys"
+    async with plain.login() as login:
+        assert await login.edit(str(file), lambda _: b"x\n")
+    for one in (file.parent, file):
+        assert (one.stat().st_uid, one.stat().st_gid) == (12345, 12346)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="root can give files away")
+async def test_an_account_does_not_get_a_file_of_roots_given(
+    plain: Plain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may put a link in the place of the new file in its own directory, before that is moved."""
+    os.chown(plain.file, 12345, 12346)
+    plain.file.chmod(0o644)
+    roots = tmp_path / "shadow"
+    roots.write_text("secret")
+    roots.chmod(0o600)
+    write = asyncssh.SFTPClientFile.write
+
+    async def swapped(opened: asyncssh.SFTPClientFile, data: bytes) -> int:
+        written = await write(opened, data)
+        [fresh] = plain.file.parent.glob(".authorized_keys.*")
+        fresh.unlink()
+        fresh.symlink_to(roots)
+        return written
+
+    monkeypatch.setattr(asyncssh.SFTPClientFile, "write", swapped)
+    async with plain.login() as login:
+        await login.edit(str(plain.file), lambda text: text + b"x\n")
+    info = roots.stat()
+    assert (info.st_uid, stat.S_IMODE(info.st_mode)) == (0, 0o600)
 
 
 async def test_under_load(plain: Plain) -> None:
@@ -251,9 +291,33 @@ async def test_a_login_that_is_refused(
 
 @pytest.mark.parametrize("via", ["", "-oProxyCommand=x", "a@b@c", "me@host:0", "me@host:x", "a b"])
 async def test_a_login_that_is_none(via: str) -> None:
-    with pytest.raises(ValueError, match="must be"):
+    with pytest.raises(AccountError, match="must be"):
         async with account(via, None):
             pass
+
+
+async def test_with_a_login_that_is_none_nothing_is_begun(plain: Plain) -> None:
+    plain.via = "me@@host"
+    before = {one.name for one in (plain.home / "keys").iterdir()}
+    with pytest.raises(RotateError, match=r"--via 'me@@host' must be \[USER@\]HOST"):
+        await plain.rotate()
+    assert {one.name for one in (plain.home / "keys").iterdir()} - before == {"rotation.lock"}
+    assert read_journal(plain.settings()) is None
+
+
+async def test_what_was_begun_with_a_wrong_login_goes_on_with_the_right_one(plain: Plain) -> None:
+    right, plain.via = plain.via, "nobody@127.0.0.1:1"
+    with pytest.raises(StuckError, match=r"No SSH connection .*`ssh -p 1 nobody@127.0.0.1`"):
+        await plain.rotate()
+    await plain.has_a_way_in()
+    for wrong in (plain.via, "me@@host"):
+        plain.via = wrong
+        with pytest.raises((StuckError, RotateError)):
+            await plain.rotate()
+    plain.via = right
+    assert (await plain.rotate()).step is Step.DONE
+    assert read_pointer(plain.home / "keys").ssh == "ssh_ed25519-2"
+    await plain.has_a_way_in()
 
 
 async def test_a_file_that_somebody_else_changes_meanwhile_is_read_again(plain: Plain) -> None:

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from tests.bridges import Laptop, laptop
+from tests.bridges import Laptop, laptop, modern
 from tests.rawservice import (
     END,
     SSE,
@@ -199,9 +199,10 @@ async def test_what_is_unreadable_beside_the_answer_does_not_matter(
     assert (await client.ask("tools/call", CALL))["result"] == {"fine": True}
 
 
+@pytest.mark.parametrize("when", ["", "retry: 1\n"])
 @pytest.mark.parametrize("lost", ["ended", "reset"])
 async def test_a_call_goes_on_where_its_stream_ended(
-    client: StdioClient, raw: RawService, lost: str
+    client: StdioClient, raw: RawService, lost: str, when: str
 ) -> None:
     """MCP 2025-11-25: an event with an id, and the answer on another stream."""
     script = raw.script
@@ -210,7 +211,7 @@ async def test_a_call_goes_on_where_its_stream_ended(
 
     async def call(asked: Asked) -> None:
         begun.append(asked)
-        await asked.say(SSE + chunk(b"id: e1\nretry: 1\ndata:\n\n"))
+        await asked.say(SSE + chunk(f"id: e1\n{when}data:\n\n".encode()))
         await (asked.say(END) if lost == "ended" else resets(asked))
 
     async def serve(asked: Asked) -> None:
@@ -244,6 +245,7 @@ async def test_a_call_whose_stream_is_gone_for_good_has_an_unknown_outcome(
     error = (await client.ask("tools/call", CALL))["error"]
     assert error["data"]["code"] == "outcome_unknown"
     assert calls(raw) == 1
+    assert any(("Last-Event-ID", "e1") in one.fields for one in raw.asked)
 
 
 @pytest.mark.parametrize(
@@ -261,6 +263,62 @@ async def test_a_client_is_greeted_whatever_is_there(
     assert "not been reached" in hello["result"]["instructions"]
     assert (await client.ask("tools/list", within=20))["result"] == {"tools": []}
     assert client.alive
+
+
+class Stateless:
+    """The script of a stateless service that answers calls by another script."""
+
+    def __init__(self, call: Script) -> None:
+        self.call = call
+
+    async def __call__(self, asked: Asked) -> None:
+        if asked.body and json.loads(asked.body)["method"] == "server/discover":
+            found = {"supportedVersions": ["2026-07-28"], "capabilities": {"tools": {}}}
+            await asked.say(whole(json.dumps(result(asked, found)).encode(), TYPE))
+        else:
+            await self.call(asked)
+
+
+async def test_a_stateless_service_cannot_ask_in_the_middle_of_a_call(
+    laptop: Laptop, raw: RawService
+) -> None:
+    """It has nobody to ask; the call that runs meanwhile is answered as if it had not."""
+
+    async def call(asked: Asked) -> None:
+        question = {"jsonrpc": "2.0", "id": 0, "method": "roots/list"}
+        await asked.say(SSE + event(question) + event(result(asked, {"done": True})) + END)
+
+    raw.script = Stateless(call)
+    client = await laptop.bridge()
+    assert (await client.ask("tools/call", modern(CALL)))["result"] == {"done": True}
+    assert client.asked == []
+
+
+async def test_a_call_that_ran_and_says_header_mismatch_is_not_made_again(
+    laptop: Laptop, raw: RawService
+) -> None:
+    """Only with status 400 does that mean that nothing was done (MCP 2026-07-28, Transports)."""
+    error = {"code": -32020, "message": "Mine."}
+
+    async def call(asked: Asked) -> None:
+        told = {"jsonrpc": "2.0", "id": json.loads(asked.body)["id"], "error": error}
+        await asked.say(SSE + event(told) + END)
+
+    raw.script = Stateless(call)
+    client = await laptop.bridge()
+    assert (await client.ask("tools/call", modern(CALL)))["error"] == error
+    assert calls(raw) == 1
+
+
+@pytest.mark.parametrize("place", ["a ", "a\x01"])
+async def test_a_place_that_no_header_can_hold_is_none(
+    client: StdioClient, raw: RawService, place: str
+) -> None:
+    assert isinstance(raw.script, Session)
+    raw.script.call = says(SSE + chunk(f"id: {place}\nretry: 1\ndata:\n\n".encode()) + END)
+    error = (await client.ask("tools/call", CALL))["error"]
+    assert error["data"]["code"] == "outcome_unknown"
+    assert calls(raw) == 1
 
 
 # The client's side

@@ -124,6 +124,26 @@ async def test_a_damaged_journal_does_not_stop_it(keystack: KeyStack) -> None:
     await keystack.has_a_way_in()
 
 
+async def test_a_defect_costs_a_rotation_and_not_the_tunnel(
+    keystack: KeyStack, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(keeper, "FIRST", 0.0)
+    monkeypatch.setattr(keeper, "EVERY", 0.01)
+    looked: list[None] = []
+
+    def breaks(_: object) -> None:
+        looked.append(None)
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(keeper, "follow", breaks)
+    run = await keystack.tunnel()
+    await run.until(lambda: bool(looked))
+    async with run.client.get(f"{run.url}/health") as answer:
+        assert answer.status == 200
+    assert "defect" in caplog.messages
+    assert [one.answered for one in run.tunnel.snapshot().paths] == [True, True]
+
+
 # The commands.
 
 

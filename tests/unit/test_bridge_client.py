@@ -39,6 +39,8 @@ def test_a_question_gets_an_id_of_ours_and_its_answer_the_services(told: Told) -
     told.client.answered(response(second["id"], {"roots": [1]}))  # a second answer
     told.client.answered(response(0, {}))  # the answer to nothing
     told.client.answered(refusal(None, -1, "No."))
+    told.client.put(request(0, "roots/list"), answers.append)
+    told.client.answered(Message({"jsonrpc": "2.0", "id": [], "result": {}}))  # not even an id
     assert len(answers) == 1
 
 

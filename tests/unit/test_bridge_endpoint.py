@@ -139,6 +139,24 @@ async def test_one_that_was_killed_left_its_file(world: World, endpoints: Endpoi
     assert await ask(endpoints) == b"own"
 
 
+async def test_one_that_was_killed_left_its_port_to_another_program(
+    world: World, endpoints: Endpoints, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(endpoint, "PROVEN", 0.0)
+    async with world.up():
+        assert await ask(endpoints) != b"own"
+        left = control_file(world.file.parent)
+        text, info = left.read_bytes(), left.stat()
+        kept = left.rename(left.with_name("kept"))
+    kept.rename(left)  # the very file, as a kill leaves it
+    assert (left.read_bytes(), left.stat().st_ino) == (text, info.st_ino)
+    await world.theirs.stop()
+    await world.theirs.start()
+    before = len(world.theirs.asked)
+    assert await ask(endpoints) == b"own"
+    assert len(world.theirs.asked) == before
+
+
 async def test_one_that_ends_between_two_looks(world: World, endpoints: Endpoints) -> None:
     """The file is as before, and nothing listens any longer."""
     async with world.up():

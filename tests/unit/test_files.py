@@ -188,7 +188,7 @@ def test_open_files_are_refused_with_the_repair(secret: Path, bits: int) -> None
     fault = private_file_fault(secret)
     assert fault is not None
     assert f"{bits:04o}" in fault
-    assert fault.endswith(f"Run: chmod 600 {secret}")
+    assert fault.endswith(f"Run `chmod 600 {secret}`.")
     secret.chmod(0o600)
     assert private_file_fault(secret) is None
 

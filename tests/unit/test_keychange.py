@@ -236,6 +236,32 @@ def test_what_a_client_can_make_grow_has_an_end() -> None:
     assert refusal(introduction(csr="csr"), Registry((full, DESK))) == ("keys_denied", "too_many")
 
 
+def test_nothing_is_signed_for_a_statement_that_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each certificate is a file, so a client could fill the disk by being refused."""
+
+    def signs(csr: str, present: frozenset[str]) -> tuple[str, str]:
+        raise AssertionError("signed")
+
+    prints = frozenset(chr(65 + n) * 43 for n in range(keychange.ACCEPTED))
+    full = Registry((replace(LAPTOP, keys=(Key(PUBLIC[0], prints),)),))
+    with monkeypatch.context() as patch:
+        patch.setitem(globals(), "issue", signs)
+        assert refusal(introduction(csr="csr"), full) == ("keys_denied", "too_many")
+        assert refusal(introduction(3, "csr", 1)) == ("keys_denied", "ssh_key_revoked")
+        patch.setattr(keychange, "RECORDED", 2)
+        assert refusal(introduction(3, "csr")) == ("keys_denied", "too_many")
+
+
+def test_of_a_retired_key_no_certificates_are_kept() -> None:
+    """A client that retires key after key would make the registry, and each answer, grow."""
+    assert laptop(apply(retirement(kids=[KIDS[0]]), TWO, kid=KIDS[3])).keys[0] == Key(
+        PUBLIC[0], frozenset(), revoked=True
+    )
+    assert apply(retirement(kids=[KIDS[0]]), TWO, kid=KIDS[3]).dropped == {PRINTS[0]}
+    shared = apply(introduction(3)).registry  # with the certificate of the old key
+    assert apply(retirement(kids=[KIDS[0]]), shared, kid=KIDS[3]).dropped == frozenset()
+
+
 def test_what_is_on_record_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(keychange, "RECORDED", 2)
     assert refusal(introduction(3)) == ("keys_denied", "too_many")

@@ -50,6 +50,21 @@ def test_a_laptop_that_is_well_has_nothing_to_tell(tmp_path: Path) -> None:
     assert due(settings, facts, time.time()) == ()
 
 
+@pytest.mark.parametrize(
+    ("left", "words"),
+    [
+        (2.0, "in 2 days"),
+        (1.1, "in 1 day"),
+        (0.1, "in less than a day"),
+        (-0.1, "ended less than a day ago"),
+        (-1.0, "ended 1 day ago"),
+    ],
+)
+def test_days_are_told_as_people_say_them(left: float, words: str) -> None:
+    [notice] = ending("certificate_ending", "It", 1e9 + left * DAY, 1e9)
+    assert notice.message.endswith(f"{words}.")
+
+
 @pytest.mark.parametrize(("left", "told"), [(31, False), (29, True), (0, True), (-3, True)])
 def test_an_end_is_told_thirty_days_before_it(left: float, told: bool) -> None:
     now = 1e9

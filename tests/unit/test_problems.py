@@ -96,6 +96,16 @@ def test_a_problem_says_what_happened_and_what_to_do() -> None:
     assert str(error) == str(problem)
 
 
+@pytest.mark.parametrize("code", CATALOGUE)
+def test_in_general_nothing_is_said_of_a_request(code: str) -> None:
+    """It is told while a call runs, too, which may have been delivered."""
+    told = Problem(code, "So it is.").in_general
+    assert told.startswith("So it is.")
+    assert "safe to call" not in told
+    assert "not delivered" not in told
+    assert Problem("auth_denied", "No.").in_general == str(Problem("auth_denied", "No."))
+
+
 def test_a_code_that_nobody_knows_is_a_defect() -> None:
     with pytest.raises(KeyError):
         _ = Problem("no_such_code", "").status

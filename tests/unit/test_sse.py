@@ -221,19 +221,22 @@ LINES = st.lists(
 
 
 def plainly(lines: list[bytes]) -> list[tuple[bytes, str, float | None]]:
-    """Return the events in whole lines, as section 9.2.6 of the standard describes it."""
-    events, data, last, retry = [], [], "", None
+    """Return the events in whole lines, as section 9.2.6 of the standard describes it.
+
+    One that has no data counts, too, where it says when or where to go on.
+    """
+    events, data, last, retry, moved = [], [], "", None, False
     for line in lines:
         name, _, value = line.partition(b":")
         value = value.removeprefix(b" ")
         if not line:
-            if any(data) or len(data) > 1 or retry is not None:
+            if any(data) or len(data) > 1 or retry is not None or moved:
                 events.append((b"\n".join(data), last, retry))
-            data, retry = [], None
+            data, retry, moved = [], None, False
         elif name == b"data":
             data.append(value)
         elif name == b"id" and b"\0" not in value:
-            last = value.decode()
+            last, moved = value.decode(), True
         elif name == b"retry" and value.isdigit():
             retry = int(value) / 1000
     return events

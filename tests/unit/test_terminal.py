@@ -1,13 +1,17 @@
 """What the exit codes promise, for every code that either half can answer with."""
 
 import asyncio
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from gateway.decision import CATALOGUE as GATEWAY
-from tunnel import cli_asking
+from tunnel import cli_asking, control
 from tunnel.problems import CATALOGUE as TUNNEL
-from tunnel.terminal import exit_code
+from tunnel.problems import Problem
+from tunnel.status import told
+from tunnel.terminal import conversation, exit_code
 
 SAFE = (
     "safe to call again",
@@ -58,6 +62,29 @@ def test_a_bare_status_of_a_stranger_proves_nothing(status: int, found: int) -> 
 def test_an_error_without_anything() -> None:
     assert exit_code({}, repeatable=False) == 1
     assert exit_code({"data": "text"}, repeatable=False) == 1
+
+
+async def test_what_is_in_the_way_is_told_once_and_promises_nothing_of_the_call(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    problem = told(Problem("target_refused", "Nothing listens there."))
+    path: dict[str, Any] = {"current": False, "state": "up", "since": 0.0, "connects": 1}
+    path |= {"answered": False, "latency": None, "problem": problem}
+    facts: dict[str, Any] = dict.fromkeys(
+        ("pid", "started", "requests", "running", "held", "answered"), 0
+    )
+    facts |= {"version": "1", "listen": [], "target": "x", "forwards": [], "problems": {}}
+    facts |= {"paths": [{**path, "name": name} for name in ("ssh", "https")], "notices": []}
+
+    async def ask(home: Path, command: str) -> dict[str, Any]:
+        return facts
+
+    monkeypatch.setattr(control, "ask", ask)
+    async with conversation(tmp_path / "config.toml") as talk:
+        words = await talk.tunnel_obstacle()
+    assert words is not None
+    assert words.count("Nothing listens there.") == 1
+    assert "safe to call" not in words
 
 
 class Stuck:

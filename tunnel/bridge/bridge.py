@@ -92,7 +92,7 @@ class Bridge:
             answer = exc.answer
         except asyncio.CancelledError:
             if self._ending:
-                answer = _too_late(message)
+                answer = _unfinished(message, "stdin ended before the answer came.")
             elif _is_cancelled():
                 raise
             else:  # what it waited for was given up, and was never sent
@@ -100,7 +100,7 @@ class Bridge:
                 answer = told(caller, problem)
         except Exception:  # noqa: BLE001  a defect must cost one request, not the bridge
             _log.exception("defect")
-            answer = refusal(caller, INTERNAL_ERROR, "The tunnel failed on this request.")
+            answer = _unfinished(message, "The tunnel failed on this request.")
         finally:
             del self._running[caller]
         if (error := answer.error) is not None:
@@ -140,9 +140,8 @@ def _is_cancelled() -> bool:
     return task is None or task.cancelling() > 0
 
 
-def _too_late(message: Message) -> Message:
-    """Return the answer to a request that ran when the bridge had to end."""
-    words = "stdin ended before the answer came."
+def _unfinished(message: Message, words: str) -> Message:
+    """Return the answer to a request that the bridge could not see through to its end."""
     if is_read(message.method):
         return refusal(message.id, INTERNAL_ERROR, words)
     return told(message.id, Problem("outcome_unknown", words))

@@ -59,7 +59,8 @@ class Client:
 
     def answered(self, message: Message) -> None:
         """Take the client's response to what it was asked; one that nobody waits for is dropped."""
-        question = self._waiting.pop(message.id, None) if message.id is not None else None
+        caller = message.id
+        question = self._waiting.pop(caller, None) if isinstance(caller, Id) else None
         if question is not None:
             question.reply(message.with_id(question.theirs))
 

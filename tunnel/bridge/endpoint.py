@@ -23,6 +23,7 @@ from ..problems import Problem, ProblemError
 LOOK = 2.0  # seconds between looks for a tunnel that was started
 WHO = 2.0  # seconds that a tunnel may take to say where it listens
 IDLE = 60.0  # seconds that a connection is kept
+PROVEN = 0.5  # seconds for which a tunnel that proved itself is taken to be there still
 SEE_OUT = 3600.0  # seconds that calls may still run on paths of our own once a tunnel is there
 
 _log = logging.getLogger(__name__)
@@ -134,6 +135,8 @@ class Endpoints:
         self._choosing = asyncio.Lock()
         self._seen: tuple[int, int] | None = None
         self._running: Running | None = None
+        self._proven = 0.0
+        """When the tunnel that runs proved itself last."""
         self._own: Endpoint | None = None
         self._idle: list[_Idle] = []
         self._owners: dict[HttpConnection, Endpoint] = {}
@@ -152,13 +155,31 @@ class Endpoints:
             try:
                 http = await endpoint.connect()
             except OSError as exc:
-                if endpoint is not self._running:
+                if not isinstance(endpoint, Running):
                     raise ProblemError("busy", f"No socket can be had ({exc.strerror}).") from exc
-                _log.info("tunnel gone")
-                self._running = None
+                self._gone(endpoint)
+                continue
+            if isinstance(endpoint, Running) and not await self._is_still(endpoint):
+                http.abort()
+                self._gone(endpoint)
                 continue
             self._owners[http] = endpoint
             return http, endpoint.host
+
+    def _gone(self, tunnel: Running) -> None:
+        _log.info("tunnel gone")
+        if self._running is tunnel:
+            self._running = None
+
+    async def _is_still(self, tunnel: Running) -> bool:
+        """Return whether what a connection was made to is the tunnel.
+
+        One that was killed leaves its file behind, and its port to whoever takes it next.
+        """
+        if time.monotonic() - self._proven < PROVEN:
+            return True
+        found = await self._find()
+        return found is not None and found.host == tunnel.host
 
     @property
     def obstacle(self) -> Problem | None:
@@ -215,6 +236,8 @@ class Endpoints:
         """Take the tunnel that runs; where there is none, what was begun by ourselves stays."""
         self._seen = stamp = self._stamp()
         self._running = None if stamp is None else await self._find()
+        if self._running is not None:
+            _log.info("tunnel found", extra={"address": self._running.host.decode("ascii")})
         if self._running is not None and self._own is not None:
             own, self._own = self._own, None
             task = asyncio.ensure_future(own.close(SEE_OUT))
@@ -222,13 +245,14 @@ class Endpoints:
             task.add_done_callback(self._retiring.discard)
 
     async def _find(self) -> Running | None:
+        began = time.monotonic()
         try:
             async with asyncio.timeout(WHO):
                 told = await ask(self._file.parent, "who")
             running = Running(str(told["listen"][0]))
         except (NotRunningError, ControlError, TimeoutError, LookupError, TypeError, ValueError):
             return None  # ended without tidying up, or of a version that does not say
-        _log.info("tunnel found", extra={"address": told["listen"][0]})
+        self._proven = began
         return running
 
     def _stamp(self) -> tuple[int, int] | None:

@@ -7,6 +7,7 @@ decides it: what was not sent or is a read is asked again, everything else has a
 import asyncio
 import itertools
 import logging
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 
@@ -34,6 +35,8 @@ PAUSE = 0.1  # seconds between them, more each time
 LONGEST_PAUSE = 10.0  # seconds, whatever a service asks for
 TAIL = 1.0  # seconds for the end of an answer whose message is there already
 ERROR_SIZE = 1 << 20  # bytes of an answer that tells an error
+_FIELD = re.compile(rb"[\x21-\x7e\x80-\xff](?:[\t\x20-\x7e\x80-\xff]*[\x21-\x7e\x80-\xff])?")
+"""What the value of a header field may be (RFC 9110 section 5.5)."""
 _PLAIN = [
     (b"Content-Type", b"application/json"),
     (b"Accept", b"application/json, text/event-stream"),
@@ -57,7 +60,8 @@ class Place:
 
     def move(self, event: Event) -> None:
         """Take note of an event."""
-        self.last = event.id or self.last
+        if event.id:
+            self.last = event.id if _FIELD.fullmatch(event.id.encode()) else ""
         self.retry = self.retry if event.retry is None else event.retry
 
     def pause(self, otherwise: float) -> float:
@@ -90,7 +94,7 @@ class Service:
 
         Raises:
             UnansweredError: there is none.
-            SessionGoneError: see there.
+            SessionGoneError, MismatchError: see there.
         """
         caller = waiting(post.message)
         try:

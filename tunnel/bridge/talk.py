@@ -253,8 +253,11 @@ class Talk:
             self._came(message)
 
     def _asks(self, message: Message) -> None:
-        """Have the client answer what the service asks in a session."""
-        session = self._in_session()
+        """Have the client answer what the service asks in a session; elsewhere it may not ask."""
+        session = self._session
+        if session is None:
+            _log.info("not asked", extra={"why": "The service has begun no session."})
+            return
         begun = session.begun
         if self._client.introduction is not None:
             self._asked_in = begun

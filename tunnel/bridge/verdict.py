@@ -20,6 +20,8 @@ class Post:
     repeatable: bool
     """Whether sending it twice has the effect of sending it once."""
     in_session: bool = False
+    described: bool = False
+    """Whether its header repeats what is in its body."""
 
 
 class UnansweredError(Exception):
@@ -34,12 +36,23 @@ class SessionGoneError(Exception):
     """The service does not know the session (any longer); it did not take the request."""
 
 
+class MismatchError(Exception):
+    """The service did not take the request, since its header says something else than its body."""
+
+    def __init__(self, answer: Message) -> None:
+        self.answer = answer
+        super().__init__()
+
+
 class NotTakenError(Exception):
     """The tunnel was stopped before it sent the request on."""
 
 
 _OURS = range(-32019, -32002)
 """The codes of the tunnel and the gateway (`problems`)."""
+
+_MISMATCH = -32020
+"""MCP 2026-07-28, Transports: with 400, nothing was done; a tool that has run may say so, too."""
 
 _NO_SESSION = -32000
 """What servers of the TypeScript SDK say with 400 where the specification asks for 404."""
@@ -75,7 +88,7 @@ def refused(post: Post, status: int, body: bytes) -> Message:
 
     Raises:
         UnansweredError: it is not the service that refuses.
-        SessionGoneError, NotTakenError: see there.
+        SessionGoneError, MismatchError, NotTakenError: see there.
     """
     caller = waiting(post.message)
     error = _error(body)
@@ -92,6 +105,8 @@ def refused(post: Post, status: int, body: bytes) -> Message:
     answer = Message({"jsonrpc": "2.0", "id": caller, "error": error})
     if code in _OURS:
         raise UnansweredError(answer)
+    if post.described and (code, status) == (_MISMATCH, 400):
+        raise MismatchError(answer)
     return answer
 
 

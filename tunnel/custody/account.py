@@ -142,11 +142,13 @@ async def _read(sftp: asyncssh.SFTPClient, file: str) -> bytes | None:
 async def _replace(
     sftp: asyncssh.SFTPClient, file: str, before: bytes | None, after: bytes
 ) -> bool:
-    """Write `after` in the place of `before`; return False where it is not there any longer."""
+    """Write `after` in the place of `before`; return False where it is not there any longer.
+
+    The directory may be another user's, and we root: so the new file is given away by its handle,
+    since its name may lead to another file at any moment.
+    """
     if before is None:
-        with contextlib.suppress(asyncssh.SFTPFailure, asyncssh.SFTPFileAlreadyExists):
-            above = str(PurePosixPath(file).parent)
-            await sftp.mkdir(above, asyncssh.SFTPAttrs(permissions=0o700))
+        await _make_directory(sftp, PurePosixPath(file).parent)
     place = PurePosixPath(str(await sftp.realpath(file)))  # a link stays one
     if before is None:
         owner, mode = await sftp.stat(str(place.parent)), 0o600
@@ -158,12 +160,12 @@ async def _replace(
         attrs = asyncssh.SFTPAttrs(permissions=0o600)
         async with sftp.open(str(fresh), "xb", attrs) as opened:
             await opened.write(after)
+            made = await opened.stat()
+            if owner.uid is not None and (made.uid, made.gid) != (owner.uid, owner.gid):
+                await opened.chown(owner.uid, owner.gid or 0)
+            await opened.chmod(mode)
             with contextlib.suppress(asyncssh.SFTPOpUnsupported):
                 await opened.fsync()
-        made = await sftp.stat(str(fresh))
-        if owner.uid is not None and (made.uid, made.gid) != (owner.uid, owner.gid):
-            await sftp.chown(str(fresh), owner.uid, owner.gid or 0)
-        await sftp.chmod(str(fresh), mode)
         if await _read(sftp, file) != before:
             return False
         await sftp.posix_rename(str(fresh), str(place))
@@ -171,6 +173,17 @@ async def _replace(
     finally:
         with contextlib.suppress(asyncssh.SFTPError):
             await sftp.remove(str(fresh))  # it is there only where something failed
+
+
+async def _make_directory(sftp: asyncssh.SFTPClient, path: PurePosixPath) -> None:
+    """Make a directory, closed to others, for whom the one above belongs to."""
+    try:
+        await sftp.mkdir(str(path), asyncssh.SFTPAttrs(permissions=0o700))
+    except (asyncssh.SFTPFailure, asyncssh.SFTPFileAlreadyExists):
+        return  # it is there
+    owner, made = await sftp.stat(str(path.parent)), await sftp.lstat(str(path))
+    if owner.uid is not None and (made.uid, made.gid) != (owner.uid, owner.gid):
+        await sftp.chown(str(path), owner.uid, owner.gid or 0, follow_symlinks=False)
 
 
 def parse_via(text: str) -> tuple[str | None, str, int | None]:
@@ -181,10 +194,10 @@ def parse_via(text: str) -> tuple[str | None, str, int | None]:
     """
     match = _VIA.fullmatch(text)
     if match is None or text.startswith("-"):
-        raise ValueError("must be [USER@]HOST[:PORT]")
+        raise ValueError(f"{text!r} must be [USER@]HOST[:PORT]")
     port = int(match[4]) if match[4] else None
     if port is not None and not 1 <= port <= 65535:
-        raise ValueError("the port must be between 1 and 65535")
+        raise ValueError(f"{text!r}: the port must be between 1 and 65535")
     return match[1], match[2] or match[3], port
 
 
@@ -194,9 +207,14 @@ async def account(via: str, settings: Settings | None) -> AsyncIterator[Account]
 
     Raises:
         AccountError: why that fails.
-        ValueError: `via` is not [USER@]HOST[:PORT].
     """
-    user, host, port = parse_via(via)
+    try:
+        user, host, port = parse_via(via)
+    except ValueError as exc:
+        raise AccountError(f"{exc}.") from None
+    by_hand = shlex.join(
+        ["ssh", *(["-p", str(port)] if port else []), f"{user}@{host}" if user else host]
+    )
     options: dict[str, Any] = {"login_timeout": DEADLINE}
     if user is not None:
         options["username"] = user
@@ -213,12 +231,15 @@ async def account(via: str, settings: Settings | None) -> AsyncIterator[Account]
     except TimeoutError as exc:
         raise AccountError(f"{via} does not answer within {DEADLINE:g} s.") from exc
     except asyncssh.HostKeyNotVerifiable as exc:
-        text = f"The host key of {via} is not known, or another one: try `ssh {via}` first."
+        text = f"The host key of {via} is not known, or another one: try `{by_hand}` first."
         raise AccountError(text) from exc
     except asyncssh.PermissionDenied as exc:
-        raise AccountError(f"{via} does not let you in: `ssh {via}` must work first.") from exc
+        raise AccountError(f"{via} does not let you in: `{by_hand}` must work first.") from exc
     except (asyncssh.Error, OSError, ValueError) as exc:
-        raise AccountError(f"No SSH connection to {via} ({type(exc).__name__}).") from exc
+        told = exc.reason if isinstance(exc, asyncssh.Error) else getattr(exc, "strerror", None)
+        why = told or str(exc) or type(exc).__name__
+        text = f"No SSH connection to {via} ({why}): `{by_hand}` must work first."
+        raise AccountError(text) from exc
     try:
         where = configured.host or host, configured.port or 22
         yield Account(connection, *where)

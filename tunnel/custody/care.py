@@ -17,7 +17,7 @@ from .keyfiles import follow
 from .lock import LockedError, locked
 from .notices import Notice, ending
 from .registrar import Accepted, RefusedError
-from .rotate import Rotator
+from .rotate import Rotator, check_via
 from .wayin import gateway_paths
 
 EXIT_WELL, EXIT_UNASKED, EXIT_NOTICES = 0, 4, 5
@@ -40,7 +40,7 @@ async def rotate_now(
         RotateError, StuckError, ProblemError, RefusedError, KeyFileError, OSError: see `Rotator`.
     """
     with locked(lock_file(settings)):
-        done = await _finish(settings, say, compromised=compromised)
+        done = await _finish(settings, say, compromised, via, authorized_keys)
         # Keys that had been made already may be in other hands, too.
         covered = done is not None and done.step == "done" and set(families) <= set(done.families)
         if done is not None and covered and not compromised:
@@ -70,15 +70,26 @@ def _silent(_: str) -> None:
 
 
 async def _finish(
-    settings: Settings, say: Callable[[str], None], *, compromised: bool = False
+    settings: Settings,
+    say: Callable[[str], None],
+    compromised: bool = False,
+    via: str | None = None,
+    authorized_keys: str | None = None,
 ) -> Outcome | None:
-    """Go on with the rotation that was begun and not finished, if there is one."""
+    """Go on with the rotation that was begun and not finished, if there is one.
+
+    A login that is given now takes the place of the one that it was begun with, which may be wrong.
+    """
     journal = read_journal(settings)
     if journal is None:
         return None
     say(f"A rotation was interrupted ({journal.step}); going on with it.")
     if compromised:
         journal = replace(journal, compromised=True)
+    if via is not None and journal.desk == "account":
+        check_via(via)
+        file = authorized_keys or journal.authorized_keys
+        journal = replace(journal, via=via, authorized_keys=file)
     return await Rotator(settings, say).carry_on(journal)
 
 

@@ -24,7 +24,8 @@ from .keyfacts import key_facts
 from .keyfiles import unlock_new
 from .wayin import way_in
 
-GATEWAY = "catalyst-gateway"
+GATEWAY = ("catalyst-gateway", "/opt/catalyst/bin/catalyst-gateway")  # as README installs it
+DIRECTORY = "/etc/catalyst-gateway"
 ACCOUNT = "catalyst"
 
 
@@ -64,12 +65,13 @@ async def survey(login: Account, wanted: Wanted) -> Found:
 
     Raises:
         AccountError: it cannot be looked at.
+        JoinError: there is a gateway that this login may not ask.
     """
     account = wanted.account
     if account is None:
         known = await login.run("getent", "passwd", ACCOUNT)
         account = ACCOUNT if known.code == 0 else login.user
-    for called in ((GATEWAY,), ("sudo", "-n", GATEWAY)):
+    for called in (*((one,) for one in GATEWAY), *(("sudo", "-n", one) for one in GATEWAY)):
         done = await login.run(*called, "client", "list", "--json")
         if done.code == 0:
             client = _client(done.said, wanted.name)
@@ -77,6 +79,12 @@ async def survey(login: Account, wanted: Wanted) -> Found:
             enrolled = bool(kids & _ours(wanted.file))
             listed = bool(client) and not client.get("revoked", False)
             return Found(account, called, listed, enrolled)
+    if (await login.run("test", "-e", DIRECTORY)).code == 0:  # nothing is to lead around it
+        raise JoinError(
+            f"A gateway is set up there ({DIRECTORY}), but {login.user} cannot run "
+            f"`{GATEWAY[0]} client list`. Come in as root, or as somebody who may use sudo without "
+            "a password; the command has to be on the PATH, or in /opt/catalyst/bin."
+        )
     return Found(account, None, listed=False, enrolled=False)
 
 

@@ -62,7 +62,11 @@ class Keeper:
         """Look after them until cancelled."""
         await asyncio.sleep(FIRST)
         while True:
-            await self.look()
+            try:
+                await self.look()
+            except Exception:  # noqa: BLE001  a defect must cost a rotation, not the tunnel
+                _log.exception("defect")
+                self._put_off("The tunnel failed on it.")
             await asyncio.sleep(EVERY)
 
     async def look(self) -> None:

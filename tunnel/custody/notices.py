@@ -45,8 +45,9 @@ def ending(code: str, what: str, end: float | None, now: float) -> list[Notice]:
     """Return the notice of an end (seconds since the epoch) that is near or past, if it is."""
     if end is None or end - now > EARLY * DAY:
         return []
-    days = (end - now) / DAY
-    when = f"ends in {days:.0f} days" if days >= 0 else f"has ended {-days:.0f} days ago"
+    days = round(abs(end - now) / DAY)
+    span = "less than a day" if days == 0 else "1 day" if days == 1 else f"{days} days"
+    when = f"ends in {span}" if end >= now else f"has ended {span} ago"
     return [Notice(code, f"{what} {when}.")]
 
 

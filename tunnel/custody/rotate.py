@@ -82,6 +82,8 @@ class Rotator:
             ProblemError, RefusedError: the other end cannot be asked.
             KeyFileError, OSError: the keys in use cannot be read.
         """
+        if via is not None:
+            check_via(via)
         chosen = tuple(family for family in FAMILIES if family in families)
         have = families_of(self._settings)
         for family in chosen:
@@ -432,6 +434,20 @@ def _weightiest(met: list[ProblemError]) -> ProblemError | RefusedError:
         return RefusedError("These settings name no gateway, and tokens need one.")
     told = [exc for exc in met if exc.problem.code == "token_refused"]
     return (told or [exc for exc in met if exc.problem.code not in _SHUT] or met)[0]
+
+
+def check_via(via: str) -> None:
+    """Refuse what no login can be, before anything is begun.
+
+    Raises:
+        RotateError: it is not [USER@]HOST[:PORT].
+    """
+    from .account import parse_via
+
+    try:
+        parse_via(via)
+    except ValueError as exc:
+        raise RotateError(f"--via {exc}.") from None
 
 
 def _with_old(journal: Journal, family: Family) -> Names:

@@ -21,8 +21,12 @@ def find() -> str | None:
     return shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
 
 
-def make_certificate(directory: Path) -> tuple[Path, Path]:
+def make_certificate(directory: Path, days: int = 60) -> tuple[Path, Path]:
     """Make a certificate for localhost that vouches for itself, and return its file and its key's.
+
+    Args:
+        directory: where they are written.
+        days: its life; by default longer than the warning before an end.
 
     Raises:
         OSError: they cannot be written.
@@ -38,7 +42,7 @@ def make_certificate(directory: Path) -> tuple[Path, Path]:
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - datetime.timedelta(minutes=5))
-        .not_valid_after(now + datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=days))
         .add_extension(x509.SubjectAlternativeName(names), critical=False)
         .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
         .sign(key, hashes.SHA256())

@@ -5,6 +5,7 @@ started and enrolled as their users do it.
 """
 
 import contextlib
+import re
 import shutil
 import signal
 import socket
@@ -40,14 +41,15 @@ def run(port: int, say: Callable[[str], object]) -> int:
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), lambda *_: sys.exit(143))  # and stop the parts
     with contextlib.ExitStack() as stack:
-        home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="catalyst-demo-")))
+        home = Path(stack.enter_context(_directory()))
         say("Starting the orchestration service (FastMCP) ...")
         service = stack.enter_context(part("tunnel.demo.orchestration", "--port", "0"))
         droplet = Droplet(home / "droplet", port_of(service), say)
         droplet.start(stack)
         laptop, observer = home / "laptop", home / "observer"
         droplet.enrol(laptop, "operator", port)
-        droplet.enrol(observer, "observer", free_port())
+        if droplet.has_gateway:
+            droplet.enrol(observer, "observer", free_port())
         droplet.start_ssh()
         config = laptop / "config.toml"
         program = "catalyst-tunnel" if shutil.which("catalyst-tunnel") else sys.argv[0]
@@ -62,6 +64,13 @@ def run(port: int, say: Callable[[str], object]) -> int:
             if up.poll() is None:
                 up.terminate()
                 up.wait(STOP * 2)
+
+
+def _directory() -> "tempfile.TemporaryDirectory[str]":
+    """Make the home; where it can be, its name is short, as those of Unix sockets have to be."""
+    short = Path("/tmp")  # noqa: S108  closed to others, and $TMPDIR is long on macOS
+    place = short if short.is_dir() else None
+    return tempfile.TemporaryDirectory(prefix="catalyst-demo-", dir=place)
 
 
 def _must_be_free(port: int) -> None:
@@ -80,11 +89,17 @@ class Droplet:
         self._service = service
         self._say = say
         self._gateway_port = free_port()
+        self._entry = self._gateway_port if self.has_gateway else service
         self._ssh_port = free_port()
         self._https_port = free_port()
         self._ssh: contextlib.ExitStack | None = None
-        self._program = nginx.find()
+        self._program = nginx.find() if self.has_gateway else None
         make_private_directory(directory)
+
+    @property
+    def has_gateway(self) -> bool:
+        """Whether there is a gateway, and not the service alone."""
+        return GATEWAY
 
     @property
     def has_https(self) -> bool:
@@ -97,6 +112,11 @@ class Droplet:
         Raises:
             DemoError: something does not start.
         """
+        stack.callback(self.stop_ssh)
+        make_key(self._directory / "host_key")
+        if not self.has_gateway:
+            self._say("The gateway does not run on Windows: this demo has the ssh path alone.")
+            return
         gateway = self._directory / "gateway"
         certificate, key = nginx.make_certificate(self._directory)
         init = ["gateway", "init", "--dir", str(gateway), "--domain", "localhost"]
@@ -104,10 +124,13 @@ class Droplet:
         init += ["--listen", f"127.0.0.1:{self._gateway_port}"]
         init += ["--https-port", str(self._https_port), "--tls-ca", str(certificate)]
         command(*init)
-        stack.callback(self.stop_ssh)
+        settings = gateway / "gateway.toml"
+        text = settings.read_text(encoding="utf-8")
+        text = re.sub(r'(?m)^ssh_user = "[^"]*"', f'ssh_user = "{ACCOUNT}"', text)
+        settings.write_text(text, encoding="utf-8")
         self._say("Starting the gateway ...")
-        stack.enter_context(part("gateway", "serve", "--dir", str(gateway)))
-        make_key(self._directory / "host_key")
+        for service in ("serve", "registrar"):
+            stack.enter_context(part("gateway", service, "--dir", str(gateway)))
         if self._program is None:
             self._say("NGINX is not installed, so there is no https path in this demo.")
             return
@@ -131,7 +154,7 @@ class Droplet:
                     "tunnel.demo.droplet",
                     str(self._directory),
                     str(self._ssh_port),
-                    str(self._gateway_port),
+                    str(self._entry),
                 )
             )
 
@@ -142,13 +165,13 @@ class Droplet:
             self._ssh = None
 
     def enrol(self, home: Path, role: str, port: int) -> None:
-        """Make a client's home with settings and keys, and have the gateway let it in.
+        """Make a client's home with settings and keys, and have it let in.
 
         Raises:
             DemoError: the gateway does not.
         """
         where = Address("127.0.0.1", self._ssh_port)
-        target = Address("127.0.0.1", self._gateway_port)
+        target = Address("127.0.0.1", self._entry)
         answers = initialise.Answers(
             where.host, where.port, "demo", target, Address("127.0.0.1", port)
         )
@@ -157,9 +180,10 @@ class Droplet:
         initialise.write_settings(config, answers)
         make_key(identity)
         hostkey.pin(home / "known_hosts", where, public_half(self._directory / "host_key"))
-        line = authorized_line(public_half(identity), [str(target)], home.name)
-        with (self._directory / "authorized_keys").open("a", encoding="ascii") as file:
-            file.write(f"{line}\n")
+        if not self.has_gateway:
+            line = authorized_line(public_half(identity), [str(target)], home.name)
+            (self._directory / "authorized_keys").write_text(f"{line}\n", encoding="ascii")
+            return
         request = enrol.make_request(home)
         add = ["client", "add", home.name, "--role", role]
         gateway = self._directory / "gateway"
@@ -172,12 +196,16 @@ class Droplet:
         write_private(config, text.encode(), replace=True)
 
 
+GATEWAY = sys.platform != "win32"  # it is for droplets
+ACCOUNT = "catalyst-demo"  # nobody's here: the registrar ends sessions of sshd's that it has
+
 _WHAT_TO_TRY = """\
 
 The tunnel comes up on http://localhost:{port} now. In another terminal:
 
   curl http://localhost:{port}/system/health
   {program} status --config {config}
+  {program} tools --config {config}
 
 Point any MCP client (Streamable HTTP) at http://localhost:{port}/mcp, for example:
 

@@ -20,6 +20,10 @@ class Far(Protocol):
     """What the tour does to the far side."""
 
     @property
+    def has_gateway(self) -> bool:
+        """Whether there is a gateway."""
+
+    @property
     def has_https(self) -> bool:
         """Whether there is an https path."""
 
@@ -40,7 +44,8 @@ def show(
     """
     _until_up(config, 2 if droplet.has_https else 1)
     say(f"\nBoth paths are up:\n{_status(config)}" if droplet.has_https else "")
-    _refused(observer, say)
+    if droplet.has_gateway:
+        _refused(observer, say)
     if droplet.has_https:
         _failover(droplet, port, config, say)
 
