@@ -16,7 +16,6 @@ from keys.locked import Unlock
 from keys.pointer import FAMILIES, Family, Names, read_pointer
 from keys.table import Table
 
-from .custody import keyfiles
 from .guard import is_loopback
 
 PATHS = ("ssh", "https")
@@ -228,6 +227,8 @@ def load(file: Path, only: str | None = None) -> Settings:
             faults.append(f"{file}: [[forward]]: needs the ssh path")
         settings = replace(settings, paths=(only,))
     if settings is not None:
+        from .custody import keyfiles  # late: whoever only asks for the home pays for no keys
+
         faults += [f"{file}: {fault}" for fault in keyfiles.faults(settings)]
     if settings is None or faults:
         raise SettingsError(faults)
@@ -310,6 +311,8 @@ def _read(file: Path, content: dict[str, Any], faults: list[str]) -> Settings:
         forwards=_read_forwards(file, content.get("forward", []), faults),
         keys=_read_keys(table("keys")),
     )
+    from .custody import keyfiles
+
     settings = keyfiles.with_names(settings, names)
     tunnel.rest()
     if "https" in paths and "https" not in content:

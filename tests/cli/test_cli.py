@@ -422,3 +422,17 @@ def test_the_gateway_prints_rules_that_sshd_accepts(tmp_path: Path, home: Path) 
     assert "Match User catalyst" in done.stdout
     bad = tunnel("sshd-config", "--user", "a\nPermitRootLogin yes", home=home, module="gateway")
     assert bad.returncode == 2
+
+
+def test_the_bridge_and_status_start_without_what_they_do_not_need(tmp_path: Path) -> None:
+    """They are started by the second; cryptography alone costs 50 ms and 10 MB."""
+    script = (
+        "import sys; import tunnel.bridge.run, tunnel.control, tunnel.status;"
+        "from tunnel.cli_base import file_of; file_of(None);"
+        "heavy = {'aiohttp', 'asyncssh', 'cryptography', 'jwt', 'rich'};"
+        "print(*sorted(heavy & sys.modules.keys()))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=DEADLINE
+    )
+    assert done.stdout.strip() == ""

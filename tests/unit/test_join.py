@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+
 from tunnel.custody.account import Account, Done
 from tunnel.custody.join import DIRECTORY, JoinError, Wanted, survey
-
 from tunnel.settings import Address
 
 CLIENTS = '{"clients": []}'
