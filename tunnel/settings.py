@@ -9,14 +9,16 @@ import re
 import tomllib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from keys.errors import KeyFileError
-from keys.locked import Unlock
 from keys.pointer import FAMILIES, Family, Names, read_pointer
 from keys.table import Table
 
 from .guard import is_loopback
+
+if TYPE_CHECKING:
+    from keys.locked import Unlock  # not at run time: it brings cryptography with it
 
 PATHS = ("ssh", "https")
 _TABLES = ("tunnel", "ssh", "https", "keys", "forward")
@@ -74,7 +76,7 @@ class Ssh:
     gateway: bool = False
     """Whether the target is the gateway, which wants a token of [https] client."""
     keepalive: float = 5.0
-    unlock: Unlock | None = field(default=None, repr=False, compare=False)
+    unlock: "Unlock | None" = field(default=None, repr=False, compare=False)
     """How to get the passphrase of identity, where it may have one."""
 
 
@@ -96,7 +98,7 @@ class Https:
     token_follows: bool = False
     ca_file: Path | None = None
     use_proxy: bool = False
-    unlock: Unlock | None = field(default=None, repr=False, compare=False)
+    unlock: "Unlock | None" = field(default=None, repr=False, compare=False)
     """How to get the passphrase of key and token_key, where they may have one."""
 
     @property
