@@ -62,6 +62,11 @@ class _Seen:
         match = _TITLE.match(self.title) if self.name.startswith("sshd") else None
         return match[1] if match else None
 
+    @property
+    def coming(self) -> bool:
+        """Whether it is the part of a connection that is there until the login is over."""
+        return self.account is not None and self.title.endswith(" [net]")
+
 
 def note(layout: Layout, pid: int, fingerprint: str) -> None:
     """Keep that the sshd which `pid` works for was offered the key; forget what is over.
@@ -90,19 +95,21 @@ def end(layout: Layout, account: str, accepted: frozenset[str], *, unknown: bool
         layout: where the notes are.
         account: that tunnels come in by.
         accepted: fingerprints.
-        unknown: whether to end also those of which no note tells the key.
+        unknown: whether to end also those of which no note tells the key, once they are in.
     """
     offered: dict[Process, set[str]] = defaultdict(set)
     for _, process, fingerprint in _notes(layout):
         offered[process].add(fingerprint)
     everything = {seen.process.pid: seen for seen in _everything()}
+    # Whoever has not proved himself yet will be asked for his key, and by then it is not accepted.
+    coming = {seen.parent for seen in everything.values() if seen.coming}
     ended: list[bool] = []
     for seen in everything.values():
         parent = everything.get(seen.parent)
         if seen.account != account or (parent is not None and parent.account == account):
             continue  # no connection, or a part of one
         keys = offered.get(seen.process)
-        if (keys - accepted) if keys else unknown:
+        if (keys - accepted) if keys else unknown and seen.process.pid not in coming:
             ended.append(_end(seen.process, everything))
     return Ended(sum(ended), len(ended) - sum(ended))
 

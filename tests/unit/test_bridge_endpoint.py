@@ -10,11 +10,11 @@ from typing import Any
 import h11
 import pytest
 
-from tests.rawservice import RawService
+from tests.rawservice import Asked, RawService
 from tunnel.bridge import endpoint
 from tunnel.bridge.endpoint import Endpoint, Endpoints
 from tunnel.control import ControlServer, control_file
-from tunnel.http import HttpConnection
+from tunnel.http import ConnectionGoneError, HttpConnection
 from tunnel.problems import ProblemError
 from tunnel.settings import SettingsError
 
@@ -88,6 +88,10 @@ async def endpoints(world: World) -> AsyncIterator[Endpoints]:
     await endpoints.close(0.0)
 
 
+async def resets(asked: Asked) -> None:
+    asked.abort()
+
+
 async def ask(endpoints: Endpoints) -> bytes:
     """Make one exchange, and return whose it was: what was said in Host."""
     http, host = await endpoints.connect()
@@ -155,6 +159,28 @@ async def test_one_that_was_killed_left_its_port_to_another_program(
     before = len(world.theirs.asked)
     assert await ask(endpoints) == b"own"
     assert len(world.theirs.asked) == before
+
+
+async def test_after_one_connection_has_ended_no_other_is_trusted(
+    world: World, endpoints: Endpoints
+) -> None:
+    """A process that is killed loses its connections one after another, and its port last."""
+    async with world.up():
+        running, _ = await endpoints.connect()
+        assert await ask(endpoints) != b"own"  # and is kept
+        file = control_file(world.file.parent)
+        left = file.rename(file.with_name("kept"))
+    left.rename(file)
+    before = len(world.theirs.asked)
+    world.theirs.script = resets
+    running.write(
+        h11.Request(method=b"GET", target=b"/", headers=[(b"Host", b"x")]), h11.EndOfMessage()
+    )
+    with pytest.raises((ConnectionGoneError, h11.RemoteProtocolError)):
+        await running.receive()
+    endpoints.give_back(running)
+    assert await ask(endpoints) == b"own"
+    assert len(world.theirs.asked) == before + 1
 
 
 async def test_one_that_ends_between_two_looks(world: World, endpoints: Endpoints) -> None:

@@ -7,6 +7,7 @@ The processes here only look like sshd's; tests/integration/test_registry_sshd.p
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -84,6 +85,29 @@ def test_without_a_note_it_goes_when_a_key_is_gone(layout: Layout, begin: Begin)
     assert end(layout, {OTHER}, unknown=True) == Ended(1, 0)
     unknown.wait(10)
     assert noted.poll() is None
+
+
+def test_who_is_on_his_way_in_is_left_alone_unless_his_key_is_gone(
+    layout: Layout, tmp_path: Path
+) -> None:
+    """No note of a new key is there yet, and ending its login would refuse who is let in."""
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    title = f"sshd: {ACCOUNT} [net]"
+    for source, name in (("sh", "sshd"), ("sleep", title)):
+        found = shutil.which(source)
+        assert found is not None
+        shutil.copy(found, programs / name)
+    command = [OURS, "-c", f"'{title}' 1000 & wait"]
+    shell = str(programs / "sshd")
+    with subprocess.Popen(command, executable=shell, env={"PATH": str(programs)}) as one:
+        deadline = time.monotonic() + 10
+        while not any(seen.title == title for seen in sessions._everything()):
+            assert time.monotonic() < deadline
+        assert end(layout, {OTHER}, unknown=True) == Ended(0, 0)
+        sessions.note(layout, one.pid, KEY)
+        assert end(layout, {OTHER}, unknown=True) == Ended(1, 0)
+        one.wait(10)
 
 
 @pytest.mark.parametrize(

@@ -192,8 +192,17 @@ class Endpoints:
         if http.reusable and not http.spoilt and owner in (self._running, self._own):
             http.next_message()
             self._idle.append(_Idle(http, owner, time.monotonic()))
-        else:
-            http.abort()
+            return
+        if http.ended:
+            self._doubt(owner)
+        http.abort()
+
+    def _doubt(self, owner: Endpoint) -> None:
+        """Take note that `owner` has ended a connection: it may be on its way out, or gone."""
+        self._proven = 0.0
+        for one in [one for one in self._idle if one.owner is owner]:
+            self._idle.remove(one)
+            one.http.abort()
 
     def _take(self, endpoint: Endpoint) -> HttpConnection | None:
         while self._idle:
