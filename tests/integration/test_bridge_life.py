@@ -189,11 +189,11 @@ async def test_a_tunnel_that_could_not_say_where_it_listens_is_found_later(
 
 async def test_a_tunnel_that_is_killed(laptop: Laptop, service: EraService) -> None:
     """The control file stays; the call that ran has an unknown outcome, and is not made again."""
-    laptop.settings(service.port)
+    laptop.settings(service.port, tunnel='listen = "127.0.0.1:0"')
     log = (laptop.home / "up.log").open("wb")
     up = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "tunnel", "up", "--config", str(laptop.home / "config.toml")),
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "PORT": "0"},
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
         stdout=log,
         stderr=log,
     )
