@@ -114,7 +114,8 @@ class StdioClient:
                 os.killpg(self._running.pid, signal.SIGKILL)
         await self._running.wait()
         if self._reading is not None:
-            await self._reading
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._reading, LEAVING)
 
     @property
     def _running(self) -> asyncio.subprocess.Process:

@@ -375,7 +375,7 @@ async def test_a_client_that_reads_late_gets_everything_and_is_waited_for(
 ) -> None:
     """More than the bridge keeps comes on a stream that it does not read ahead of its client."""
     piece = event({"jsonrpc": "2.0", "method": "notifications/x", "params": {"x": "y" * 999_900}})
-    count = 64
+    count = 128  # MB: twice what the SSH channel, the bridge and the kernel hold on the way
     sent = 0
 
     async def call(asked: Asked) -> None:
@@ -395,13 +395,15 @@ async def test_a_client_that_reads_late_gets_everything_and_is_waited_for(
     stdout._paused = True  # type: ignore[attr-defined]
     _, answer = client.request("tools/call", CALL)
     last = -1
-    async with asyncio.timeout(20):
-        while sent == 0 or sent != last:
-            last = sent
-            await asyncio.sleep(0.5)
-    assert sent < count
-    stdout._paused = False  # type: ignore[attr-defined]
-    transport.resume_reading()
+    try:
+        async with asyncio.timeout(20):
+            while sent == 0 or sent != last:
+                last = sent
+                await asyncio.sleep(0.5)
+        assert sent < count
+    finally:
+        stdout._paused = False  # type: ignore[attr-defined]
+        transport.resume_reading()
     assert (await asyncio.wait_for(answer, 30))["result"] == {}
     assert len(client.notifications) == count
 
