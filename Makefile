@@ -16,7 +16,8 @@ demo: $(VENV)/demo
 	@$(BIN)/catalyst-tunnel demo --port $(PORT)
 
 test: $(VENV)/dev servers
-	$(BIN)/python -m pytest -n auto --dist loadgroup $(PYTEST)
+	$(BIN)/python -m pytest -n auto --dist loadgroup -m "not sessions" $(PYTEST)
+	$(BIN)/python -m pytest -m sessions $(PYTEST)
 
 check: $(VENV)/dev
 	$(BIN)/ruff format --check .

@@ -97,10 +97,11 @@ def end(layout: Layout, account: str, accepted: frozenset[str], *, unknown: bool
         accepted: fingerprints.
         unknown: whether to end also those of which no note tells the key, once they are in.
     """
+    everything = {seen.process.pid: seen for seen in _everything()}
+    # After the look at the processes: whoever was in by then had been noted before.
     offered: dict[Process, set[str]] = defaultdict(set)
     for _, process, fingerprint in _notes(layout):
         offered[process].add(fingerprint)
-    everything = {seen.process.pid: seen for seen in _everything()}
     # Whoever has not proved himself yet will be asked for his key, and by then it is not accepted.
     coming = {seen.parent for seen in everything.values() if seen.coming}
     ended: list[bool] = []

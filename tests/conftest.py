@@ -23,14 +23,16 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the tests of a file in one process, and all that end ssh sessions in the same one.
+    """Keep the tests of a file in one process; mark those that end ssh sessions.
 
-    A registrar ends those sessions of an account that it did not note, another test's for one.
+    A registrar ends those sessions of an account that it did not note, another test's for one: so
+    they run with no others beside them.
     """
     for item in items:
         names = vars(getattr(item, "module", None) or object).values()
-        ends = any(getattr(one, "__module__", "") in _ENDING for one in names)
-        item.add_marker(pytest.mark.xdist_group("sessions" if ends else item.path.name))
+        item.add_marker(pytest.mark.xdist_group(item.path.name))
+        if any(getattr(one, "__module__", "") in _ENDING for one in names):
+            item.add_marker(pytest.mark.sessions)
 
 
 _ENDING = {"tests.registrarserver", "tests.keystack"}

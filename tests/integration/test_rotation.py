@@ -41,7 +41,7 @@ from tunnel.tokens import Clock
 
 __all__ = ["keystack"]
 
-ROUNDS: dict[tuple[Family, ...], int] = {("ssh",): 4, ("token",): 4, ("cert",): 4, FAMILIES: 20}
+ROUNDS: dict[tuple[Family, ...], int] = {("ssh",): 4, ("token",): 4, ("cert",): 4, FAMILIES: 8}
 
 
 @contextlib.asynccontextmanager

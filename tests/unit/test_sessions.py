@@ -87,6 +87,22 @@ def test_without_a_note_it_goes_when_a_key_is_gone(layout: Layout, begin: Begin)
     assert noted.poll() is None
 
 
+def test_who_comes_in_while_it_is_looked_around_is_known(
+    layout: Layout, begin: Begin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A login has its note before it is over, so whoever is seen to be in has one to be read."""
+    one = begin()
+    look = sessions._everything
+
+    def seen_as_it_comes_in() -> Iterator[sessions._Seen]:
+        sessions.note(layout, one.pid, OTHER)
+        yield from look()
+
+    monkeypatch.setattr(sessions, "_everything", seen_as_it_comes_in)
+    assert end(layout, {OTHER}, unknown=True) == Ended(0, 0)
+    assert one.poll() is None
+
+
 def test_who_is_on_his_way_in_is_left_alone_unless_his_key_is_gone(
     layout: Layout, tmp_path: Path
 ) -> None:
