@@ -21,6 +21,28 @@ USER = "catalyst-gateway"
 REGISTRAR = "catalyst-registrar"
 
 
+_CLOSED = """\
+NoNewPrivileges=yes
+ProtectSystem=strict
+ProtectHome=read-only
+ProtectKernelTunables=yes
+ProtectKernelModules=yes
+ProtectKernelLogs=yes
+ProtectControlGroups=yes
+ProtectClock=yes
+ProtectHostname=yes
+PrivateTmp=yes
+PrivateDevices=yes"""
+_CONFINED = """\
+RestrictNamespaces=yes
+RestrictRealtime=yes
+RestrictSUIDSGID=yes
+LockPersonality=yes
+SystemCallArchitectures=native
+SystemCallFilter=@system-service"""
+"""What both units are denied, systemd.exec(5)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Answers:
     """What `init` has to know."""
@@ -103,24 +125,9 @@ LimitNOFILE=65536
 ReadWritePaths={layout.state} {layout.socket.parent}
 InaccessiblePaths={layout.ca_key.parent}
 CapabilityBoundingSet=
-NoNewPrivileges=yes
-ProtectSystem=strict
-ProtectHome=read-only
-ProtectKernelTunables=yes
-ProtectKernelModules=yes
-ProtectKernelLogs=yes
-ProtectControlGroups=yes
-ProtectClock=yes
-ProtectHostname=yes
-PrivateTmp=yes
-PrivateDevices=yes
+{_CLOSED}
 RestrictAddressFamilies=AF_INET AF_INET6 AF_UNIX
-RestrictNamespaces=yes
-RestrictRealtime=yes
-RestrictSUIDSGID=yes
-LockPersonality=yes
-SystemCallArchitectures=native
-SystemCallFilter=@system-service
+{_CONFINED}
 
 [Install]
 WantedBy=multi-user.target
@@ -149,25 +156,10 @@ TimeoutStopSec=40
 UMask=0077
 ReadWritePaths={directory}
 CapabilityBoundingSet=CAP_CHOWN CAP_DAC_OVERRIDE CAP_KILL
-NoNewPrivileges=yes
-ProtectSystem=strict
-ProtectHome=read-only
-ProtectKernelTunables=yes
-ProtectKernelModules=yes
-ProtectKernelLogs=yes
-ProtectControlGroups=yes
-ProtectClock=yes
-ProtectHostname=yes
-PrivateTmp=yes
-PrivateDevices=yes
+{_CLOSED}
 PrivateNetwork=yes
 RestrictAddressFamilies=AF_UNIX
-RestrictNamespaces=yes
-RestrictRealtime=yes
-RestrictSUIDSGID=yes
-LockPersonality=yes
-SystemCallArchitectures=native
-SystemCallFilter=@system-service
+{_CONFINED}
 
 [Install]
 WantedBy=multi-user.target
