@@ -94,6 +94,30 @@ class Running:
         await self.until(lambda: self.tunnel.snapshot().paths[0].state == state, seconds)
 
 
+async def run_tunnel(
+    exits: contextlib.AsyncExitStack,
+    settings: Settings,
+    home: Path,
+    uniform: Callable[[float, float], float] = lambda low, high: low,
+) -> Running:
+    """Start a tunnel in this event loop; `exits` ends it."""
+    tunnel = Tunnel(settings, home, uniform)
+    ready = asyncio.Event()
+    task = asyncio.ensure_future(tunnel.run(ready.set))
+    await asyncio.wait_for(ready.wait(), 5)
+    session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=40))
+    port = tunnel.snapshot().listen[0].rpartition(":")[2]
+    running = Running(tunnel, f"http://localhost:{port}", session, task, settings, home)
+
+    async def end() -> None:
+        await session.close()
+        tunnel.stop()
+        await task
+
+    exits.push_async_callback(end)
+    return running
+
+
 Start = Callable[..., Awaitable[Running]]
 
 
@@ -134,20 +158,7 @@ async def start(sshd: Sshd, target: Target, relay: Relay, tmp_path: Path) -> Asy
         file = (home or tmp_path / f"home{next(numbers)}") / "config.toml"
         settings = replace(base, file=file, ssh=replace(base.ssh, **(ssh or {})), **own)
         home = settings.file.parent
-        tunnel = Tunnel(settings, home, uniform)
-        ready = asyncio.Event()
-        task = asyncio.ensure_future(tunnel.run(ready.set))
-        await asyncio.wait_for(ready.wait(), 5)
-        session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=40))
-        port = tunnel.snapshot().listen[0].rpartition(":")[2]
-        running = Running(tunnel, f"http://localhost:{port}", session, task, settings, home)
-
-        async def end() -> None:
-            await session.close()
-            tunnel.stop()
-            await task
-
-        stack.push_async_callback(end)
+        running = await run_tunnel(stack, settings, home, uniform)
         if up:
             await running.until_state("up")
         return running

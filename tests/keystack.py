@@ -6,7 +6,6 @@ these tests want root; they log in to an account that no other test uses, since 
 key ends the account's sessions.
 """
 
-import asyncio
 import contextlib
 import os
 import pwd
@@ -18,13 +17,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import pytest
 
 from gateway.sshd import Lookup, match_block
 from keys.pointer import FAMILIES, read_pointer
 from keys.sshkey import make_key
-from tests.conftest import Running
+from tests.conftest import Running, run_tunnel
 from tests.droplet import Sshd, Target
 from tests.registrarserver import RegistrarServer
 from tests.stack import Stack, make_stack
@@ -35,7 +33,6 @@ from tunnel.custody.rotate import Rotator
 from tunnel.custody.wayin import way_in
 from tunnel.settings import Settings, load
 from tunnel.tokens import Clock
-from tunnel.up import Tunnel
 
 ACCOUNT = "games"
 
@@ -118,23 +115,10 @@ class KeyStack:
         """
         settings = replace(self.settings(), **own)
         home = home or self.home
-        tunnel = Tunnel(settings, home, lambda low, high: low)
-        ready = asyncio.Event()
-        task = asyncio.ensure_future(tunnel.run(ready.set))
-        await asyncio.wait_for(ready.wait(), 5)
-        session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=40))
-        port = tunnel.snapshot().listen[0].rpartition(":")[2]
-        running = Running(tunnel, f"http://localhost:{port}", session, task, settings, home)
-
-        async def end() -> None:
-            await session.close()
-            tunnel.stop()
-            await task
-
-        self.stack._exits.push_async_callback(end)
+        running = await run_tunnel(self.stack._exits, settings, home)
         wanted = len(settings.paths) if up is None else up
         await running.until(
-            lambda: sum(path.answered for path in tunnel.snapshot().paths) >= wanted
+            lambda: sum(path.answered for path in running.tunnel.snapshot().paths) >= wanted
         )
         return running
 

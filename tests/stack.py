@@ -3,7 +3,6 @@
 `stack` starts the far side with relays in front of sshd and NGINX; `Stack.tunnel()` a tunnel to it.
 """
 
-import asyncio
 import contextlib
 import itertools
 from collections.abc import AsyncIterator
@@ -11,18 +10,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import pytest
 
 from gateway.site import Site
-from tests.conftest import Running
+from tests.conftest import Running, run_tunnel
 from tests.droplet import Sshd, Target, free_port
 from tests.faults import Relay
 from tests.gatewayserver import Enrolled, GatewayServer
 from tests.nginxserver import Nginx
 from tunnel.demo.nginx import make_certificate
 from tunnel.settings import Address, Settings, Ssh, parse
-from tunnel.up import Tunnel
 
 
 @dataclass
@@ -65,23 +62,10 @@ class Stack:
         """Start a tunnel and wait until so many of its paths reach the service."""
         settings = self.settings(client or self.laptop, **own)
         home = self.directory / f"home{next(self._numbers)}"
-        tunnel = Tunnel(settings, home, lambda low, high: low)
-        ready = asyncio.Event()
-        task = asyncio.ensure_future(tunnel.run(ready.set))
-        await asyncio.wait_for(ready.wait(), 5)
-        session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=40))
-        port = tunnel.snapshot().listen[0].rpartition(":")[2]
-        running = Running(tunnel, f"http://localhost:{port}", session, task, settings, home)
-
-        async def end() -> None:
-            await session.close()
-            tunnel.stop()
-            await task
-
-        self._exits.push_async_callback(end)
+        running = await run_tunnel(self._exits, settings, home)
         wanted = len(settings.paths) if up is None else up
         await running.until(
-            lambda: sum(path.answered for path in tunnel.snapshot().paths) >= wanted
+            lambda: sum(path.answered for path in running.tunnel.snapshot().paths) >= wanted
         )
         return running
 
